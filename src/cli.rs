@@ -1,0 +1,170 @@
+//! Cli: the commands, and what each of them does.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::auth::NewKey;
+use crate::config::{self, file};
+use crate::proxy::snapshot::Snapshot;
+use crate::server;
+
+mod demo;
+
+pub use demo::DEMO_KEY;
+
+/// The gateway in front of NVIDIA inference: keys, schema validation, routing and blame for NIM and NVCF.
+#[derive(Parser, Debug)]
+#[command(version, about, long_about = None, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Serve by a configuration file. SIGHUP reloads it, SIGTERM stops without cutting requests.
+    Serve {
+        /// The configuration file; config/nimgate.yaml shows every key.
+        #[arg(long, short, value_name = "FILE", env = "NIMGATE_CONFIG")]
+        config: PathBuf,
+    },
+    /// Check a configuration file and all that it names. Lists every mistake with file, line and key; exits with 1 if
+    /// there are any.
+    Check {
+        /// The configuration file.
+        #[arg(long, short, value_name = "FILE", env = "NIMGATE_CONFIG")]
+        config: PathBuf,
+    },
+    /// Serve with simulated NIM, NVCF and Curator backends, and print commands to try.
+    Demo(Demo),
+    /// Make and inspect API keys.
+    Keys {
+        /// What to do with keys.
+        #[command(subcommand)]
+        command: Keys,
+    },
+    /// Print the JSON Schema of the configuration file, for editors.
+    Schema {
+        /// Of the keys file instead.
+        #[arg(long)]
+        keys: bool,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where the demo listens, and its key.
+#[derive(Args, Debug)]
+pub struct Demo {
+    /// Where callers connect.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where operators connect.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
+    pub admin: SocketAddr,
+    /// The key that callers send; `ngk_ID_SECRET`.
+    #[arg(long, value_name = "KEY", default_value = DEMO_KEY)]
+    pub key: String,
+}
+
+/// What to do with keys.
+#[derive(Subcommand, Debug)]
+pub enum Keys {
+    /// Print a new key, once, and the record to put into the keys file.
+    New(NewKeyArgs),
+}
+
+/// What the new key is for.
+#[derive(Args, Debug)]
+pub struct NewKeyArgs {
+    /// The organisation.
+    #[arg(long, default_value = "default")]
+    pub org: String,
+    /// The team.
+    #[arg(long, default_value = "default")]
+    pub team: String,
+    /// What it is for.
+    #[arg(long, default_value = "")]
+    pub name: String,
+    /// A scope that it grants; repeat for more. `*` grants all.
+    #[arg(long = "scope", default_value = "invoke_function")]
+    pub scopes: Vec<String>,
+    /// A model that it may use; repeat for more. None means all.
+    #[arg(long = "model")]
+    pub models: Vec<String>,
+    /// A pool that it may use; repeat for more. None means all.
+    #[arg(long = "pool")]
+    pub pools: Vec<String>,
+    /// When it ends, such as 2027-01-31T00:00:00Z.
+    #[arg(long)]
+    pub expires: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+/// Runs one command. What it has to say goes to `out`; `Ok(false)` means that it found mistakes.
+pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
+    match cli.command {
+        Command::Serve { config } => {
+            let loaded = config::load(&config)?;
+            let listeners = loaded.listeners.iter().map(|l| l.address.to_string()).collect::<Vec<_>>().join(", ");
+            let admin = loaded.admin.address;
+            server::run(loaded, Some(config), move || tracing::info!(%listeners, %admin, "serving"))?;
+        }
+        Command::Check { config } => return check(&config, &mut out),
+        Command::Demo(demo) => demo::run(&demo, out)?,
+        Command::Keys { command: Keys::New(args) } => new_key(&args, &mut out)?,
+        Command::Schema { keys } => {
+            let schema = if keys { config::schema::<file::Keys>() } else { config::schema::<file::File>() };
+            writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "nimgate", &mut out);
+        }
+    }
+    Ok(true)
+}
+
+fn check(path: &Path, out: &mut impl Write) -> Result<bool> {
+    let checked = config::load(path).map_err(|mistakes| mistakes.to_string()).and_then(|config| {
+        let (pools, keys) = (config.proxy.pools.len(), config.proxy.keys.len());
+        Snapshot::build(config.proxy, None).map(|_| (pools, keys))
+    });
+    match &checked {
+        Ok((pools, keys)) => writeln!(out, "{}: ok, {pools} pools, {keys} keys", path.display())?,
+        Err(mistakes) => writeln!(out, "{mistakes}")?,
+    }
+    Ok(checked.is_ok())
+}
+
+fn new_key(args: &NewKeyArgs, out: &mut impl Write) -> Result<()> {
+    if args.scopes.iter().any(String::is_empty) {
+        bail!("a scope has a name");
+    }
+    let key = NewKey::generate().context("the system gives no random numbers")?;
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let list = |items: &[String]| format!("[{}]", items.iter().map(|i| quoted(i)).collect::<Vec<_>>().join(", "));
+    writeln!(out, "# The key. It is shown this once; hand it to its holder.\n{}\n", key.text)?;
+    writeln!(out, "# The record, for the list `keys` of the keys file:")?;
+    writeln!(out, "  - id: {}\n    sha256: {}", quoted(key.id.as_str()), quoted(&key.hash_text()))?;
+    writeln!(
+        out,
+        "    org: {}\n    team: {}\n    name: {}",
+        quoted(&args.org),
+        quoted(&args.team),
+        quoted(&args.name)
+    )?;
+    writeln!(out, "    scopes: {}", list(&args.scopes))?;
+    writeln!(out, "    models: {}\n    pools: {}", list(&args.models), list(&args.pools))?;
+    if let Some(expires) = args.expires {
+        writeln!(out, "    expires: {}", quoted(&expires.to_rfc3339()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Config: one YAML file in, settings of every part out, or every mistake with file, line and key.
+//!
+//! `file.rs` mirrors the file, `check.rs` holds text against its schema, `resolve.rs` turns text into types. Only this
+//! module knows the file format.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::proxy::settings::{ListenerSettings, Settings};
+
+mod check;
+pub mod file;
+mod resolve;
+pub mod yaml;
+
+pub use check::schema;
+
+/// The resolved configuration.
+pub struct Config {
+    /// Where callers connect.
+    pub listeners: Vec<ListenerSettings>,
+    /// Where operators connect.
+    pub admin: Admin,
+    /// Connections open at once.
+    pub max_connections: usize,
+    /// Where access-log lines go.
+    pub access_log: file::LogTarget,
+    /// Access-log lines waiting to be written.
+    pub access_log_queue: usize,
+    /// How often files are looked at; absent when they are not watched.
+    pub watch: Option<Duration>,
+    /// Time in which new requests are still taken while stopping.
+    pub settle: Duration,
+    /// Longest wait for requests in flight while stopping.
+    pub grace: Duration,
+    /// Worker threads of the data plane.
+    pub threads: usize,
+    /// Everything that a reload can replace.
+    pub proxy: Settings,
+    /// Every file that was read: a change of any is a reason to load again.
+    pub files: Vec<PathBuf>,
+}
+
+/// Where operators connect.
+#[derive(Clone)]
+pub struct Admin {
+    /// Where.
+    pub address: SocketAddr,
+    /// The credential.
+    pub token: Option<SecretText>,
+}
+
+/// A secret. Prints as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(String);
+
+impl SecretText {
+    /// The secret itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// One mistake of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The file.
+    pub file: PathBuf,
+    /// Where in it; absent when the file could not be read.
+    pub place: Option<yaml::Place>,
+    /// The key, dotted, as in `pools[0].endpoints[1].url`.
+    pub key: String,
+    /// What is wrong and what was expected.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(place) = self.place {
+            write!(f, ":{}:{}", place.line, place.column)?;
+        }
+        let key = if self.key.is_empty() { "" } else { " " };
+        write!(f, ":{key}{}: {}", self.key, self.reason)
+    }
+}
+
+/// Every mistake found.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+impl std::fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Loads a configuration file and all that it names.
+pub fn load(path: &Path) -> Result<Config, Mistakes> {
+    let text = read(path)?;
+    load_text(path, &text)
+}
+
+/// Loads configuration text as if it stood in `path`: files that it names are relative to that.
+pub fn load_text(path: &Path, text: &str) -> Result<Config, Mistakes> {
+    let (file, located) = check::typed::<file::File>(path, text)?;
+    let keys_path = resolve::beside(path, &file.callers.keys_file);
+    let keys = read(&keys_path).and_then(|text| check::typed::<file::Keys>(&keys_path, &text));
+    resolve::Resolver::new(path, located).config(file, &keys_path, keys)
+}
+
+fn read(path: &Path) -> Result<String, Mistakes> {
+    std::fs::read_to_string(path).map_err(|e| {
+        Mistakes(vec![Mistake {
+            file: path.to_owned(),
+            place: None,
+            key: String::new(),
+            reason: format!("can not be read: {e}"),
+        }])
+    })
+}

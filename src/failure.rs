@@ -1,0 +1,326 @@
+//! Failure: the closed list of what can go wrong with a request, and whose it is.
+//!
+//! The same label stands in the answer (`x-nimgate-error`), the record and the metrics. What the client reads and what
+//! the log says are two texts.
+
+use http::Method;
+
+use crate::ids::PoolName;
+use crate::schema::Violation;
+use crate::upstream::Fault;
+use crate::{auth, balance, route, schema};
+
+mod dialect;
+
+pub use dialect::{Body, render};
+
+/// Whose failure it is: the layer that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blame {
+    /// The caller.
+    Client,
+    /// This gateway.
+    Gateway,
+    /// What lies between here and the backend.
+    Network,
+    /// NVCF or NGC.
+    Platform,
+    /// The container.
+    InferenceService,
+}
+
+impl Blame {
+    /// The word used in headers, records and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Gateway => "gateway",
+            Self::Network => "network",
+            Self::Platform => "platform",
+            Self::InferenceService => "inference-service",
+        }
+    }
+}
+
+/// One way in which a request fails.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The request breaks HTTP: what is wrong.
+    MalformedRequest(&'static str),
+    /// The header block is above its bound.
+    HeadersTooLarge,
+    /// The body is above the operation's bound of so many bytes.
+    BodyTooLarge(usize),
+    /// The client ended its body early.
+    BodyIncomplete,
+    /// The client did not send its body in time.
+    BodyTimeout,
+    /// The body is not declared as JSON.
+    UnsupportedMediaType,
+    /// The body is not JSON.
+    MalformedJson(schema::Malformed),
+    /// The request breaks the schema of its operation.
+    SchemaViolation(BadInput),
+    /// No operation has this path.
+    PathNotFound,
+    /// The path has no such method; these it has.
+    MethodNotAllowed(Vec<Method>),
+    /// The path names a pool that does not exist.
+    PoolNotFound(String),
+    /// Several pools, or none, could serve it and the path does not say which.
+    NoDefaultPool(Vec<PoolName>),
+    /// No pool serves the model for this operation.
+    ModelNotFound(String, route::ModelProblem),
+    /// No credential.
+    KeyMissing,
+    /// Not one of our keys.
+    KeyInvalid,
+    /// The key has ended.
+    KeyExpired,
+    /// The key is switched off.
+    KeyDisabled,
+    /// The key is good, but not for this.
+    NotAllowed(auth::NotAllowed),
+    /// The client left.
+    ClientClosed,
+    /// The client does not take its answer.
+    ClientStalled,
+    /// No endpoint of the pool is healthy.
+    NoHealthyEndpoint,
+    /// No connection to the backend.
+    ConnectFailed,
+    /// No TLS with the backend.
+    TlsFailed,
+    /// The backend closed the connection before or within its answer.
+    UpstreamClosed,
+    /// The backend does not speak HTTP as it should.
+    UpstreamProtocol,
+    /// No answer within the pool's first-byte time.
+    FirstByteTimeout,
+    /// Silence within an answer for longer than the pool allows.
+    UpstreamStalled,
+    /// The request took longer than the pool allows in all.
+    TotalTimeout,
+    /// A defect of the gateway; the detail is for the log.
+    Internal(String),
+    /// The backend answered with a failure.
+    Upstream(Fault, Blame),
+}
+
+/// Every failing place of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadInput {
+    /// The failing places; pointers of query parameters begin with `?`, of path parameters with `{`, of headers with
+    /// `header:`.
+    pub violations: Vec<Violation>,
+    /// Whether there were more.
+    pub truncated: bool,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Label, status and blame of a failure in one row.
+struct Row(&'static str, u16, Blame);
+
+impl Failure {
+    fn row(&self) -> Row {
+        use Blame::{Client, Gateway, InferenceService, Network};
+        match self {
+            Self::MalformedRequest(_) => Row("malformed_request", 400, Client),
+            Self::HeadersTooLarge => Row("headers_too_large", 431, Client),
+            Self::BodyTooLarge(_) => Row("body_too_large", 413, Client),
+            Self::BodyIncomplete => Row("body_incomplete", 400, Client),
+            Self::BodyTimeout => Row("body_timeout", 408, Client),
+            Self::UnsupportedMediaType => Row("unsupported_media_type", 415, Client),
+            Self::MalformedJson(_) => Row("malformed_json", 400, Client),
+            Self::SchemaViolation(_) => Row("schema_violation", 400, Client),
+            Self::PathNotFound => Row("path_not_found", 404, Client),
+            Self::MethodNotAllowed(_) => Row("method_not_allowed", 405, Client),
+            Self::PoolNotFound(_) => Row("pool_not_found", 404, Client),
+            Self::NoDefaultPool(_) => Row("no_default_pool", 404, Client),
+            Self::ModelNotFound(..) => Row("model_not_found", 404, Client),
+            Self::KeyMissing => Row("key_missing", 401, Client),
+            Self::KeyInvalid => Row("key_invalid", 401, Client),
+            Self::KeyExpired => Row("key_expired", 401, Client),
+            Self::KeyDisabled => Row("key_disabled", 401, Client),
+            Self::NotAllowed(_) => Row("not_allowed", 403, Client),
+            Self::ClientClosed => Row("client_closed", 499, Client),
+            Self::ClientStalled => Row("client_stalled", 499, Client),
+            Self::NoHealthyEndpoint => Row("no_healthy_endpoint", 503, InferenceService),
+            Self::ConnectFailed => Row("connect_failed", 502, Network),
+            Self::TlsFailed => Row("tls_failed", 502, Network),
+            Self::UpstreamClosed => Row("upstream_closed", 502, Network),
+            Self::UpstreamProtocol => Row("upstream_protocol", 502, InferenceService),
+            Self::FirstByteTimeout => Row("first_byte_timeout", 504, InferenceService),
+            Self::UpstreamStalled => Row("upstream_stalled", 504, InferenceService),
+            Self::TotalTimeout => Row("total_timeout", 504, Gateway),
+            Self::Internal(_) => Row("internal_error", 500, Gateway),
+            Self::Upstream(fault, blame) => Row(fault_label(*fault), 502, *blame),
+        }
+    }
+
+    /// The word that names it everywhere.
+    pub fn label(&self) -> &'static str {
+        self.row().0
+    }
+
+    /// The status to answer with when the gateway answers; an API may word violations with 422.
+    pub fn status(&self) -> u16 {
+        self.row().1
+    }
+
+    /// Whose it is.
+    pub fn blame(&self) -> Blame {
+        self.row().2
+    }
+
+    /// A failure that the backend answered with; `by_platform` says that the pool is not a container itself.
+    pub fn upstream(fault: Fault, by_platform: bool) -> Self {
+        let blame = match fault {
+            Fault::InferenceRejected | Fault::InferenceOverloaded | Fault::InferenceError => Blame::InferenceService,
+            Fault::AnswerIncomplete if !by_platform => Blame::InferenceService,
+            Fault::ProxyError => Blame::Network,
+            _ => Blame::Platform,
+        };
+        Self::Upstream(fault, blame)
+    }
+
+    /// What the client reads. Never holds a value that the client or the backend sent, save names of models and pools.
+    pub fn message(&self) -> String {
+        match self {
+            Self::MalformedRequest(what) => format!("The request is malformed: {what}."),
+            Self::HeadersTooLarge => "The request's headers are too large or too many.".into(),
+            Self::BodyTooLarge(limit) => format!("The request body is above this operation's limit of {limit} bytes."),
+            Self::BodyIncomplete => "The request body ended before its declared length.".into(),
+            Self::BodyTimeout => "The request body did not arrive in time.".into(),
+            Self::UnsupportedMediaType => "This operation takes a body of Content-Type application/json.".into(),
+            Self::MalformedJson(malformed) => format!("The request body is not valid JSON: {}.", malformed.reason),
+            Self::SchemaViolation(input) => input.message(),
+            Self::PathNotFound => "No API behind this gateway has this path; /openapi.json lists them.".into(),
+            Self::MethodNotAllowed(allowed) => format!("This path takes {} only.", join(allowed)),
+            Self::PoolNotFound(name) => format!("There is no pool `{name}`."),
+            Self::NoDefaultPool(rivals) if rivals.is_empty() => "No pool serves this operation.".into(),
+            Self::NoDefaultPool(rivals) => {
+                format!("Several pools serve this operation ({}); put /pools/NAME before the path.", join(rivals))
+            }
+            Self::ModelNotFound(model, problem) => problem.message(model),
+            Self::KeyMissing => "No API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`.".into(),
+            Self::KeyInvalid => "The API key is not valid.".into(),
+            Self::KeyExpired => "The API key has expired.".into(),
+            Self::KeyDisabled => "The API key is disabled.".into(),
+            Self::NotAllowed(auth::NotAllowed::Scope(scope)) => format!("This API key lacks the scope `{scope}`."),
+            Self::NotAllowed(auth::NotAllowed::Model(model)) => {
+                format!("This API key may not use the model `{model}`.")
+            }
+            Self::NotAllowed(auth::NotAllowed::Pool(pool)) => format!("This API key may not use the pool `{pool}`."),
+            Self::ClientClosed => "The client closed the request.".into(),
+            Self::ClientStalled => "The client stopped reading the answer.".into(),
+            Self::NoHealthyEndpoint => "No endpoint of the pool is healthy at the moment.".into(),
+            Self::ConnectFailed => "The gateway could not connect to any endpoint of the pool.".into(),
+            Self::TlsFailed => "The gateway could not establish TLS with the backend.".into(),
+            Self::UpstreamClosed => "The backend closed the connection before its answer was complete.".into(),
+            Self::UpstreamProtocol => "The backend's answer was not valid HTTP.".into(),
+            Self::FirstByteTimeout => "The backend did not begin to answer in time.".into(),
+            Self::UpstreamStalled => "The backend stopped in the middle of its answer.".into(),
+            Self::TotalTimeout => "The request took longer than this pool allows.".into(),
+            Self::Internal(_) => "The gateway failed; the request id helps to find out why.".into(),
+            Self::Upstream(Fault::AnswerIncomplete, _) => {
+                "The backend reported success without what its answer must hold, which means that it failed.".into()
+            }
+            Self::Upstream(..) => "The backend answered with an error.".into(),
+        }
+    }
+
+    /// The connection may serve the client's next request: only this one was refused, and its body is read or absent.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, Self::MalformedRequest(_) | Self::HeadersTooLarge | Self::BodyIncomplete | Self::BodyTimeout)
+            && self.blame() == Blame::Client
+            && self.status() != 499
+    }
+}
+
+fn fault_label(fault: Fault) -> &'static str {
+    match fault {
+        Fault::InferenceRejected => "inference_rejected",
+        Fault::InferenceOverloaded => "inference_overloaded",
+        Fault::InferenceError => "inference_error",
+        Fault::ProxyError => "upstream_proxy_error",
+        Fault::FunctionDegraded => "function_degraded",
+        Fault::FunctionNotFound => "function_not_found",
+        Fault::PlatformUnauthorized => "platform_unauthorized",
+        Fault::CreditsExpired => "credits_expired",
+        Fault::ModelRetired => "model_retired",
+        Fault::PlatformRateLimited => "platform_rate_limited",
+        Fault::PlatformQueueFull => "platform_queue_full",
+        Fault::InferenceUnreachable => "inference_unreachable",
+        Fault::WorkerError => "worker_error",
+        Fault::PlatformTimeout => "platform_timeout",
+        Fault::PlatformRejected => "platform_rejected",
+        Fault::PlatformError => "platform_error",
+        Fault::AnswerIncomplete => "answer_incomplete",
+    }
+}
+
+fn join(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl BadInput {
+    fn message(&self) -> String {
+        let shown = self.violations.iter().map(|v| {
+            let place = if v.pointer.is_empty() { "the body" } else { &v.pointer };
+            format!("{place}: {} (rule {})", v.expected, v.rule)
+        });
+        let more = if self.truncated { "; and more" } else { "" };
+        format!("The request does not hold to the API's schema: {}{more}.", shown.collect::<Vec<_>>().join("; "))
+    }
+}
+
+impl From<auth::Denied> for Failure {
+    fn from(denied: auth::Denied) -> Self {
+        match denied {
+            auth::Denied::Missing => Self::KeyMissing,
+            auth::Denied::Unknown => Self::KeyInvalid,
+            auth::Denied::Expired => Self::KeyExpired,
+            auth::Denied::Disabled => Self::KeyDisabled,
+        }
+    }
+}
+
+impl From<auth::NotAllowed> for Failure {
+    fn from(refused: auth::NotAllowed) -> Self {
+        Self::NotAllowed(refused)
+    }
+}
+
+impl From<route::NotFound> for Failure {
+    fn from(missing: route::NotFound) -> Self {
+        match missing {
+            route::NotFound::Path => Self::PathNotFound,
+            route::NotFound::Method(allowed) => Self::MethodNotAllowed(allowed),
+            route::NotFound::Pool(name) => Self::PoolNotFound(name),
+            route::NotFound::NoDefault(rivals) => Self::NoDefaultPool(rivals),
+        }
+    }
+}
+
+impl From<balance::NoEndpoint> for Failure {
+    fn from(none: balance::NoEndpoint) -> Self {
+        match none {
+            balance::NoEndpoint::AllUnhealthy => Self::NoHealthyEndpoint,
+            balance::NoEndpoint::AllTried => Self::ConnectFailed,
+        }
+    }
+}
+
+impl From<schema::Malformed> for Failure {
+    fn from(malformed: schema::Malformed) -> Self {
+        Self::MalformedJson(malformed)
+    }
+}

@@ -1,0 +1,30 @@
+//! nimgate: the org-wide gateway in front of NVIDIA inference.
+//!
+//! One request takes one path, and the modules are named for its stages:
+//!
+//! ```text
+//! listener → authenticate → find operation and pool → read and validate → pick endpoint → upstream → label → record
+//! ```
+//!
+//! `ARCHITECTURE.md` walks one request through the files. The library exists so that tests and benches can link what
+//! the binary runs; its interface is not stable.
+
+pub mod access_log;
+pub mod admin;
+pub mod auth;
+pub mod balance;
+pub mod catalogue;
+pub mod cli;
+pub mod config;
+pub mod failure;
+pub mod ids;
+pub mod probe;
+pub mod proxy;
+pub mod record;
+pub mod reload;
+pub mod route;
+pub mod schema;
+pub mod server;
+pub mod sim;
+pub mod telemetry;
+pub mod upstream;

@@ -1,0 +1,258 @@
+//! Proxy: our one implementation of pingora's `ProxyHttp`, kept thin.
+//!
+//! Phases appear in the order in which they run; each takes from the context, calls one function, puts back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+mod admit;
+mod body;
+mod clock;
+mod context;
+pub mod edge;
+mod exchange;
+mod guard;
+mod judge;
+mod own;
+mod params;
+mod respond;
+pub mod settings;
+pub mod snapshot;
+mod upstream_request;
+
+pub use params::{Params, Place};
+
+use self::admit::Verdict;
+use self::context::RequestContext;
+use self::judge::Judge;
+use self::snapshot::Snapshot;
+use crate::failure::Failure;
+use crate::record::Recorder;
+use crate::upstream::Kind;
+
+/// The gateway as pingora drives it.
+pub struct Gateway {
+    /// The configuration in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where records go.
+    pub recorder: Arc<Recorder>,
+    /// Stopping: connections are closed as their requests end.
+    pub draining: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::new(self.snapshot.load_full())
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut pingora_core::modules::http::HttpModules) {
+        // None: answers pass as they are.
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        edge::header_arrived();
+        self.recorder.begin();
+        let client = &ctx.snapshot.client;
+        let server_session = session.as_mut();
+        server_session.set_keepalive(Some(client.keepalive_timeout.as_secs()));
+        server_session.set_write_timeout(Some(client.write_timeout));
+        server_session.set_read_timeout(Some(client.body_idle_timeout));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
+        match admit::admit(session, ctx).await.map_err(respond::into_error)? {
+            Verdict::Answer(reply) => {
+                ctx.trail.status = reply.status;
+                respond::send(session, ctx, reply).await?;
+                Ok(true)
+            }
+            Verdict::Forward(admitted, payload) => {
+                let state = ctx.snapshot.pool(admitted.pool);
+                let operation = ctx.snapshot.catalogue.operation(admitted.operation);
+                let judge = Judge {
+                    kind: state.settings.kind.clone(),
+                    errors: ctx.errors,
+                    answer_requires: Arc::clone(&operation.answer_requires),
+                    request_id: ctx.request_id.clone(),
+                };
+                let clock = clock::Clock::start(state.settings.timeouts);
+                ctx.exchange = Some(exchange::wrap(&mut session.downstream_session, payload, judge, clock));
+                ctx.admitted = Some(admitted);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+        upstream_request::peer(ctx)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut RequestContext,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let retries = ctx.admitted.as_ref().map_or(0, |a| ctx.snapshot.pool(a.pool).settings.connect_retries);
+        let untried = ctx
+            .admitted
+            .as_ref()
+            .is_some_and(|a| ctx.snapshot.pool(a.pool).settings.endpoints.len() > ctx.tried.len() + 1);
+        if let Some(lease) = ctx.lease.take() {
+            self.recorder.connect_failed(ctx.trail.pool.as_ref(), lease.endpoint().name());
+            ctx.tried.push(Arc::clone(lease.endpoint()));
+        }
+        error.as_up();
+        error.set_retry(untried && ctx.tried.len() <= retries);
+        error
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        upstream_request::prepare(request, ctx)?;
+        ctx.sent = true;
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        let admitted = ctx.admitted()?;
+        if admitted.length.is_some() {
+            return Ok(());
+        }
+        let limit = admitted.limit;
+        ctx.streamed += body.as_ref().map_or(0, Bytes::len);
+        ctx.trail.request_bytes = ctx.streamed;
+        if ctx.streamed > limit { Err(respond::into_error(Failure::BodyTooLarge(limit))) } else { Ok(()) }
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        header: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if header.status.is_informational() {
+            return Ok(());
+        }
+        ctx.trail.first_byte = Some(ctx.started.elapsed());
+        ctx.trail.status = header.status.as_u16();
+        let dropped: Vec<_> = header.headers.keys().filter(|n| Kind::drops_response_header(n)).cloned().collect();
+        for name in dropped {
+            header.remove_header(&name);
+        }
+        let kind = header.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes());
+        ctx.event_stream = kind.is_some_and(|k| k.len() >= 17 && k[..17].eq_ignore_ascii_case(b"text/event-stream"));
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        header: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if header.status.is_informational() {
+            return Ok(());
+        }
+        if self.draining.load(Ordering::Relaxed) || session.is_process_shutting_down() {
+            session.set_keepalive(None);
+        }
+        respond::decorate(header, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<Option<std::time::Duration>> {
+        ctx.trail.response_bytes += body.as_ref().map_or(0, Bytes::len);
+        Ok(None)
+    }
+
+    /// Only a kept connection that the backend had closed already is tried again: nothing of the request was taken.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut RequestContext,
+        reused: bool,
+    ) -> Box<Error> {
+        let replayable = ctx.admitted.as_ref().is_some_and(|a| a.length.is_some());
+        let closed =
+            matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::WriteError | ErrorType::ReadError);
+        let stale = reused && closed && *error.esource() == ErrorSource::Upstream && error.retry();
+        let again = stale && replayable && ctx.trail.first_byte.is_none() && !respond::committed(session.as_ref());
+        error.set_retry(again && ctx.trail.attempts < MOST_STALE);
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestContext) -> FailToProxy {
+        respond::fail(session, error, ctx).await
+    }
+
+    /// The last thing that happens to a request, however it ends: its one record.
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+        if let Some(handle) = ctx.exchange.take() {
+            exchange::unwrap(&mut session.downstream_session, &handle);
+            if let Some(failure) = handle.verdict() {
+                ctx.fail(failure);
+            }
+        }
+        if let (Some(error), None) = (error, &ctx.trail.failure) {
+            ctx.fail(respond::failure_of(error, ctx));
+        }
+        ctx.lease = None;
+        let written = session.response_written().map(|header| header.status.as_u16());
+        ctx.trail.status =
+            written.filter(|s| *s >= 200).unwrap_or_else(|| ctx.trail.failure.as_ref().map_or(0, Failure::status));
+        ctx.trail.client = session.client_addr().map(ToString::to_string);
+        self.recorder.end(&ctx.trail, &ctx.request_id, ctx.started.elapsed(), session.req_header());
+        let client = &ctx.snapshot.client;
+        edge::await_header(client.keepalive_timeout + client.header_timeout);
+    }
+
+    /// Never: the record says it, once.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestContext, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &RequestContext,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+/// Most attempts for one request over kept connections that turn out to be closed.
+const MOST_STALE: u32 = 4;

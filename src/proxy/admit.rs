@@ -1,0 +1,345 @@
+//! Admit: the path of a request up to its pool, in the order in which it is walked.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::Utc;
+use http::{HeaderMap, header};
+use pingora_proxy::Session;
+
+use super::context::{Admitted, RequestContext};
+use super::exchange::Payload;
+use super::params::{Place, decoded};
+use super::respond::Reply;
+use super::snapshot::{Checks, Snapshot};
+use super::{body, guard, own};
+use crate::auth::Caller;
+use crate::catalogue::{Body, Operation};
+use crate::failure::{BadInput, Failure};
+use crate::ids::{ApiName, OperationIndex, PoolIndex, RequestId};
+use crate::route::{Route, Target};
+use crate::schema::{Document, Violation};
+
+/// What becomes of a request.
+pub enum Verdict {
+    /// It goes to a backend, with this body.
+    Forward(Admitted, Payload),
+    /// It is answered here.
+    Answer(Reply),
+}
+
+/// Walks a request through the stages before the upstream.
+pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Verdict, Failure> {
+    let snapshot = Arc::clone(&ctx.snapshot);
+    let headers = &session.req_header().headers;
+    ctx.request_id = RequestId::accept(headers.get("x-request-id").map(|v| v.as_bytes()));
+    guard::check(session.as_ref(), &snapshot.client)?;
+    let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
+    ctx.trail.method = method.clone();
+    ctx.trail.origin = header_text(headers, header::ORIGIN);
+    if let Some(reply) = own::preflight(&method, headers, &snapshot.cors) {
+        return Ok(Verdict::Answer(reply));
+    }
+    let found = snapshot.routes.find(&method, uri.path());
+    note_api(ctx, found.as_ref().ok(), uri.path());
+    if let Ok(Route { target: Target::Own(endpoint), .. }) = &found
+        && let Some(reply) = own::public(*endpoint, &snapshot, headers)
+    {
+        ctx.trail.operation = Some(own::name(*endpoint));
+        return Ok(Verdict::Answer(reply));
+    }
+
+    let caller = snapshot.keys.authenticate(headers, Utc::now())?;
+    ctx.trail.caller = Some(Arc::clone(&caller));
+    let route = found?;
+    // The request rate of the caller is checked here, before anything of the body is read (design 3).
+    let request = Request { snapshot: &snapshot, caller, path: uri.path(), query: uri.query(), route: &route };
+    match &route.target {
+        Target::Own(endpoint) => {
+            ctx.trail.operation = Some(own::name(*endpoint));
+            own::answer(*endpoint, &snapshot, &request.caller, &route).map(Verdict::Answer)
+        }
+        Target::Pool(pool, operation) => request.to_pool(session, ctx, *pool, *operation).await,
+        Target::ByModel { candidates, within } => request.to_model(session, ctx, candidates, *within).await,
+    }
+}
+
+/// What is known of a request before its body.
+struct Request<'a> {
+    snapshot: &'a Snapshot,
+    caller: Arc<Caller>,
+    path: &'a str,
+    query: Option<&'a str>,
+    route: &'a Route,
+}
+
+impl Request<'_> {
+    /// An operation whose pool is known from the path.
+    async fn to_pool(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+        pool: PoolIndex,
+        index: OperationIndex,
+    ) -> Result<Verdict, Failure> {
+        let operation = self.snapshot.catalogue.operation(index);
+        let state = self.snapshot.pool(pool);
+        ctx.trail.pool = Some(state.settings.name.clone());
+        self.caller.require_scope(&operation.scope)?;
+        self.caller.require_pool(&state.settings.name)?;
+        let limit = state.settings.body_limit.unwrap_or(operation.body_limit);
+        let checks = state.checks.get(&index);
+        let mut violations = self.check_params(checks, &session.req_header().headers);
+        let payload = match &operation.body {
+            Body::Json { required, .. } => {
+                require_json(&session.req_header().headers)?;
+                let bytes = body::read(session.as_mut(), limit, &self.snapshot.client).await?;
+                ctx.trail.request_bytes = bytes.len();
+                if !bytes.is_empty() || *required {
+                    let document = body::parse(&bytes).await?;
+                    violations.extend(check_body(checks, &document));
+                }
+                Payload::Buffered(vec![bytes])
+            }
+            Body::None | Body::Opaque => {
+                body::check_declared(session.as_ref(), limit)?;
+                Payload::Streamed
+            }
+        };
+        refuse_violations(violations, state.settings.schema.max_violations)?;
+        if matches!(payload, Payload::Streamed) {
+            body::invite(session.as_mut()).await?;
+        }
+        Ok(self.forward(pool, index, limit, payload))
+    }
+
+    /// An operation whose body names the model that picks the pool.
+    async fn to_model(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+        candidates: &[(ApiName, OperationIndex)],
+        within: Option<PoolIndex>,
+    ) -> Result<Verdict, Failure> {
+        let operations: Vec<&Operation> =
+            candidates.iter().map(|(_, i)| self.snapshot.catalogue.operation(*i)).collect();
+        let Some(first) = operations.first() else { return Err(Failure::PathNotFound) };
+        self.caller.require_scope(&first.scope)?;
+        require_json(&session.req_header().headers)?;
+        let bytes = body::read(session.as_mut(), self.largest(&operations, within), &self.snapshot.client).await?;
+        ctx.trail.request_bytes = bytes.len();
+        let document = body::parse(&bytes).await?;
+        let Some(model) = document.model() else { return Err(self.without_model(candidates, within, &document)) };
+        let shown = || model.chars().take(200).collect::<String>();
+        let (pool, index, entry) = self
+            .snapshot
+            .routes
+            .model(model, candidates, within)
+            .map_err(|problem| Failure::ModelNotFound(shown(), problem))?;
+        let (operation, state) = (self.snapshot.catalogue.operation(index), self.snapshot.pool(pool));
+        self.note(ctx, pool, index);
+        ctx.trail.model = Some(entry.id.clone());
+        ctx.trail.stream = document.stream();
+        self.caller.require_scope(&operation.scope)?;
+        self.caller.require_model(&entry.id)?;
+        self.caller.require_pool(&state.settings.name)?;
+        let limit = state.settings.body_limit.unwrap_or(operation.body_limit);
+        if bytes.len() > limit {
+            return Err(Failure::BodyTooLarge(limit));
+        }
+        let checks = state.checks.get(&index);
+        let backend = entry.backend.as_deref();
+        let mut violations = self.check_params(checks, &session.req_header().headers);
+        let payload = match backend {
+            Some(name) => {
+                violations.extend(check_body(checks, &with_backend_name(&document, name)));
+                body::with_model(bytes, &document, name)
+            }
+            None => {
+                violations.extend(check_body(checks, &document));
+                Payload::Buffered(vec![bytes])
+            }
+        };
+        refuse_violations(violations, state.settings.schema.max_violations)?;
+        Ok(self.forward(pool, index, limit, payload))
+    }
+
+    fn note(&self, ctx: &mut RequestContext, pool: PoolIndex, index: OperationIndex) {
+        let operation = self.snapshot.catalogue.operation(index);
+        ctx.trail.pool = Some(self.snapshot.pool(pool).settings.name.clone());
+        ctx.trail.api = Some(operation.api.clone());
+        ctx.trail.operation = Some(Arc::clone(&operation.id));
+        if let Some(api) = self.snapshot.catalogue.apis.get(&operation.api) {
+            ctx.errors = api.errors;
+        }
+    }
+
+    /// The largest body that any pool in question takes.
+    fn largest(&self, operations: &[&Operation], within: Option<PoolIndex>) -> usize {
+        let pools = self.snapshot.pools.iter().enumerate();
+        let limits = pools.filter(|(at, _)| within.is_none_or(|w| w.0 == *at)).filter_map(|(_, pool)| {
+            let operation = operations.iter().find(|o| o.api == pool.settings.api)?;
+            Some(pool.settings.body_limit.unwrap_or(operation.body_limit))
+        });
+        limits.max().unwrap_or(0)
+    }
+
+    /// A body without a model breaks the schema of whichever API was meant.
+    fn without_model(
+        &self,
+        candidates: &[(ApiName, OperationIndex)],
+        within: Option<PoolIndex>,
+        document: &Document,
+    ) -> Failure {
+        let meant = self.snapshot.pools.iter().enumerate().find_map(|(at, pool)| {
+            let offered = candidates.iter().find(|(api, _)| *api == pool.settings.api)?;
+            within.is_none_or(|w| w.0 == at).then(|| (pool, offered.1))
+        });
+        let violations = meant.map(|(pool, index)| check_body(pool.checks.get(&index), document)).unwrap_or_default();
+        let stated = Violation {
+            pointer: String::new(),
+            rule: "required".into(),
+            expected: "an object whose `model` names a model".into(),
+        };
+        let violations = if violations.is_empty() { vec![stated] } else { violations };
+        Failure::SchemaViolation(BadInput { violations, truncated: false })
+    }
+
+    fn check_params(&self, checks: Option<&Checks>, headers: &HeaderMap) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        for (place, params) in checks.into_iter().flat_map(|c| &c.params) {
+            let pairs: Vec<(String, String)> = match place {
+                Place::Path => self.route.params.iter().map(|(name, text)| (name.clone(), decoded(text))).collect(),
+                Place::Query => {
+                    form_urlencoded::parse(self.query.unwrap_or_default().as_bytes()).into_owned().collect()
+                }
+                Place::Header => {
+                    let known = headers.iter().filter(|(name, _)| params.knows(name.as_str()));
+                    known
+                        .map(|(n, v)| (n.as_str().to_owned(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+                        .collect()
+                }
+            };
+            violations.extend(params.check(pairs.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+        }
+        violations
+    }
+
+    fn forward(&self, pool: PoolIndex, operation: OperationIndex, limit: usize, payload: Payload) -> Verdict {
+        debug_assert!(self.path.len() >= self.route.prefix);
+        let admitted = Admitted {
+            caller: Arc::clone(&self.caller),
+            pool,
+            operation,
+            prefix: self.route.prefix,
+            length: payload.len(),
+            limit,
+        };
+        Verdict::Forward(admitted, payload)
+    }
+}
+
+/// Takes dialect and names from the route as soon as they are known, so that every later failure has them.
+fn note_api(ctx: &mut RequestContext, route: Option<&Route>, path: &str) {
+    let index = route.and_then(|r| match &r.target {
+        Target::Pool(_, index) => Some(*index),
+        Target::ByModel { candidates, .. } => candidates.first().map(|(_, index)| *index),
+        Target::Own(_) => None,
+    });
+    let snapshot = Arc::clone(&ctx.snapshot);
+    let operation = index.map(|index| snapshot.catalogue.operation(index));
+    // A path that NVCF or NGC would answer is refused in their dialect even when it is unknown.
+    let guessed = match path {
+        _ if path.starts_with("/v2/nvcf/") => Some("nvcf"),
+        _ if path.starts_with("/v1/cosmos/") => Some("nemo-curator"),
+        _ => None,
+    };
+    let api = operation.map(|o| o.api.as_str()).or(guessed).and_then(|name| snapshot.catalogue.apis.get(name));
+    if let Some(api) = api {
+        ctx.errors = api.errors;
+    }
+    if let Some(operation) = operation {
+        ctx.trail.api = Some(operation.api.clone());
+        ctx.trail.operation = Some(Arc::clone(&operation.id));
+    }
+}
+
+fn check_body(checks: Option<&Checks>, document: &Document) -> Vec<Violation> {
+    let schema = checks.and_then(|c| c.body.as_ref());
+    schema.and_then(|schema| schema.validate(&document.value).err()).map(|v| v.list).unwrap_or_default()
+}
+
+/// The document as the backend will see it: a schema may name the backend's model.
+fn with_backend_name(document: &Document, name: &str) -> Document {
+    let mut value = document.value.clone();
+    if let Some(model) = value.get_mut("model") {
+        *model = name.into();
+    }
+    Document { value, model_span: None }
+}
+
+fn refuse_violations(mut violations: Vec<Violation>, most: usize) -> Result<(), Failure> {
+    if violations.is_empty() {
+        return Ok(());
+    }
+    let truncated = violations.len() > most;
+    violations.truncate(most);
+    Err(Failure::SchemaViolation(BadInput { violations, truncated }))
+}
+
+/// `application/json`, with or without parameters, or nothing said; and not compressed.
+fn require_json(headers: &HeaderMap) -> Result<(), Failure> {
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity") {
+        return Err(Failure::UnsupportedMediaType);
+    }
+    let Some(stated) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let kind = stated.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+    let json = kind.is_empty() || kind == b"application/json" || kind.ends_with(b"+json");
+    if json { Ok(()) } else { Err(Failure::UnsupportedMediaType) }
+}
+
+fn header_text(headers: &HeaderMap, name: header::HeaderName) -> Option<String> {
+    headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
+}
+
+/// An answer of the gateway to a JSON question.
+pub(super) fn json_reply(status: u16, value: &serde_json::Value) -> Reply {
+    Reply {
+        status,
+        headers: vec![(header::CONTENT_TYPE, "application/json".into())],
+        body: Bytes::from(value.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+
+    #[test]
+    fn json_may_be_stated_with_parameters_or_not_at_all() {
+        let headers = |value: &str| HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())]);
+        for good in ["application/json", "Application/JSON; charset=utf-8", "application/problem+json"] {
+            assert!(require_json(&headers(good)).is_ok(), "{good}");
+        }
+        assert!(require_json(&HeaderMap::new()).is_ok());
+        for bad in ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"] {
+            assert!(require_json(&headers(bad)).is_err(), "{bad}");
+        }
+        let packed = HeaderMap::from_iter([(header::CONTENT_ENCODING, "gzip".parse().unwrap())]);
+        assert!(require_json(&packed).is_err());
+    }
+
+    #[test]
+    fn violations_are_bounded_over_all_places() {
+        let one = Violation { pointer: String::new(), rule: "r".into(), expected: "e".into() };
+        let Err(Failure::SchemaViolation(input)) = refuse_violations(vec![one; 5], 3) else { panic!("refused") };
+        assert_eq!((input.violations.len(), input.truncated), (3, true));
+        assert!(refuse_violations(Vec::new(), 3).is_ok());
+    }
+
+    #[test]
+    fn preflight_is_not_a_method_of_ours() {
+        assert!(own::preflight(&Method::OPTIONS, &HeaderMap::new(), &Default::default()).is_none());
+    }
+}

@@ -1,0 +1,96 @@
+//! What a request carries from phase to phase.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pingora_error::{Error, ErrorType, Result};
+
+use super::exchange;
+use super::snapshot::Snapshot;
+use crate::auth::Caller;
+use crate::balance::{Endpoint, Lease};
+use crate::catalogue::{Errors, Format};
+use crate::failure::Failure;
+use crate::ids::{OperationIndex, PoolIndex, RequestId};
+use crate::record::Trail;
+
+/// One request's state. Set once where it can be; the phases read it.
+pub struct RequestContext {
+    /// When its header had arrived.
+    pub started: Instant,
+    /// The configuration that it runs under, whatever is loaded meanwhile.
+    pub snapshot: Arc<Snapshot>,
+    /// Its id.
+    pub request_id: RequestId,
+    /// The dialect in which its failure would be worded.
+    pub errors: Errors,
+    /// Facts for the record.
+    pub trail: Trail,
+    /// All that later phases need, once it is admitted.
+    pub admitted: Option<Admitted>,
+    /// The endpoint that works on it.
+    pub lease: Option<Lease>,
+    /// Endpoints that could not be reached.
+    pub tried: Vec<Arc<Endpoint>>,
+    /// The exchange in place of the client's session.
+    pub exchange: Option<exchange::Handle>,
+    /// Body bytes that streamed through.
+    pub streamed: usize,
+    /// The answer is an event stream, so that its failure can be told in an event.
+    pub event_stream: bool,
+    /// Something of the request may have reached a backend.
+    pub sent: bool,
+}
+
+/// What the request was admitted to.
+pub struct Admitted {
+    /// Who sends it.
+    pub caller: Arc<Caller>,
+    /// Where it goes.
+    pub pool: PoolIndex,
+    /// What it asks for.
+    pub operation: OperationIndex,
+    /// How many bytes of its path are a pool prefix.
+    pub prefix: usize,
+    /// Length of the body to send; unknown while it streams.
+    pub length: Option<usize>,
+    /// Largest body that may stream through.
+    pub limit: usize,
+}
+
+impl RequestContext {
+    /// A request that has just arrived.
+    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+        Self {
+            started: Instant::now(),
+            snapshot,
+            request_id: RequestId::random(),
+            errors: Errors { format: Format::OpenAi, violation_status: 400 },
+            trail: Trail::default(),
+            admitted: None,
+            lease: None,
+            tried: Vec::new(),
+            exchange: None,
+            streamed: 0,
+            event_stream: false,
+            sent: false,
+        }
+    }
+
+    /// What it was admitted to; phases after admission can not be without.
+    pub fn admitted(&self) -> Result<&Admitted> {
+        self.admitted.as_ref().ok_or_else(|| Error::explain(ErrorType::InternalError, "not admitted"))
+    }
+
+    /// Notes the failure that ends it; the first one counts.
+    pub fn fail(&mut self, failure: Failure) {
+        self.trail.failure.get_or_insert(failure);
+    }
+}
+
+impl RequestContext {
+    /// Event streams are OpenAI's whatever the API: their readers look for an `error` object in `data`.
+    pub fn errors_for_stream(&self) -> Errors {
+        Errors { format: Format::OpenAi, violation_status: self.errors.violation_status }
+    }
+}

@@ -1,0 +1,401 @@
+//! Exchange: our stand-in for the client's session while a request is proxied.
+//!
+//! pingora drives the bytes between client and backend through a session. This one wraps the real session and adds
+//! what the path needs (docs/decisions/0001): it replays a body that was read early to every attempt, in slices and of
+//! any size; it holds an answer back until it is known to be no failure, so that labels can stand in its header; and it
+//! ends the request when the backend is silent for too long. A client that leaves is noticed as on the real session.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use http::HeaderMap;
+use pingora_core::protocols::Digest;
+use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::custom::CustomMessageWrite;
+use pingora_core::protocols::http::custom::server::Session as CustomSession;
+use pingora_core::protocols::http::server::Session as ServerSession;
+use pingora_core::protocols::l4::socket::SocketAddr;
+use pingora_error::{Error, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use super::clock::Clock;
+use super::judge::Judge;
+use super::respond::into_error;
+use crate::failure::Failure;
+
+/// Largest slice handed on at once, so that an early answer is noticed between slices.
+const SLICE: usize = 256 * 1024;
+
+/// The request body, as far as the exchange is concerned.
+pub enum Payload {
+    /// Read and checked: these pieces, in order.
+    Buffered(Vec<Bytes>),
+    /// Still with the client: streams through.
+    Streamed,
+}
+
+impl Payload {
+    /// Length in bytes; unknown while streamed.
+    pub fn len(&self) -> Option<usize> {
+        match self {
+            Self::Buffered(pieces) => Some(pieces.iter().map(Bytes::len).sum()),
+            Self::Streamed => None,
+        }
+    }
+}
+
+/// What outlives the exchange: the real session when it ends, and what the judge found.
+#[derive(Clone, Default)]
+pub struct Handle {
+    slot: Arc<Mutex<Option<Box<ServerSession>>>>,
+    verdict: Arc<Mutex<Option<Failure>>>,
+}
+
+impl Handle {
+    /// The failure that the judge read in the answer.
+    pub fn verdict(&self) -> Option<Failure> {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Puts an exchange in the place of `session`.
+pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, judge: Judge, clock: Clock) -> Handle {
+    let handle = Handle::default();
+    let inner = std::mem::replace(session, Box::new(ServerSession::new_custom(Box::new(()))));
+    let pieces = match payload {
+        Payload::Buffered(pieces) => Some(sliced(pieces)),
+        Payload::Streamed => None,
+    };
+    let exchange = Exchange { inner: Some(inner), pieces, next: 0, held: None, judge, clock, handle: handle.clone() };
+    **session = ServerSession::new_custom(Box::new(exchange));
+    handle
+}
+
+/// Puts the real session back; does nothing when it is in its place already.
+pub fn unwrap(session: &mut Box<ServerSession>, handle: &Handle) {
+    if session.is_custom() {
+        // Dropping the exchange fills the slot.
+        **session = ServerSession::new_custom(Box::new(()));
+        if let Some(inner) = handle.slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            *session = inner;
+        }
+    }
+}
+
+fn sliced(pieces: Vec<Bytes>) -> Vec<Bytes> {
+    if pieces.iter().all(|p| p.len() <= SLICE) {
+        return pieces;
+    }
+    let slices =
+        |piece: Bytes| (0..piece.len()).step_by(SLICE).map(move |at| piece.slice(at..piece.len().min(at + SLICE)));
+    pieces.into_iter().flat_map(slices).collect()
+}
+
+/// An answer that waits for its judgement.
+struct Held {
+    header: Box<ResponseHeader>,
+    tasks: Vec<HttpTask>,
+    seen: Vec<u8>,
+}
+
+struct Exchange {
+    /// Absent only while being dropped.
+    inner: Option<Box<ServerSession>>,
+    /// Absent while the body streams.
+    pieces: Option<Vec<Bytes>>,
+    next: usize,
+    held: Option<Held>,
+    judge: Judge,
+    clock: Clock,
+    handle: Handle,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        *self.handle.slot.lock().unwrap_or_else(PoisonError::into_inner) = self.inner.take();
+    }
+}
+
+#[expect(clippy::expect_used, reason = "`inner` is taken in `drop` only, after which nothing can call")]
+impl Exchange {
+    fn inner(&self) -> &ServerSession {
+        self.inner.as_ref().expect("the session is there until drop")
+    }
+
+    fn inner_mut(&mut self) -> &mut ServerSession {
+        self.inner.as_mut().expect("the session is there until drop")
+    }
+
+    /// A body of one piece goes by pingora's replay buffer, which costs one wake-up less.
+    fn single(&self) -> Option<&Bytes> {
+        match self.pieces.as_deref() {
+            Some([one]) => Some(one),
+            _ => None,
+        }
+    }
+
+    fn unsent(&self) -> bool {
+        self.single().is_none() && self.pieces.as_ref().is_some_and(|pieces| self.next < pieces.len())
+    }
+
+    /// Adds to a held answer; once it is whole, or its bound is reached, judges and sends it.
+    async fn hold(&mut self, mut held: Held, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut complete = false;
+        for task in tasks {
+            match task {
+                HttpTask::Failed(e) => return Err(e),
+                HttpTask::Header(header, end) => {
+                    held.header = header;
+                    complete |= end;
+                    continue;
+                }
+                HttpTask::Body(ref data, end) => {
+                    complete |= end;
+                    held.seen.extend_from_slice(data.as_deref().unwrap_or_default());
+                }
+                _ => complete = true,
+            }
+            held.tasks.push(task);
+        }
+        if !complete && held.seen.len() < self.judge.bound() {
+            self.held = Some(held);
+            return Ok(false);
+        }
+        self.release(held, complete).await
+    }
+
+    async fn release(&mut self, mut held: Held, complete: bool) -> Result<bool> {
+        let replaced = match self.judge.read(&mut held.header, &held.seen) {
+            Some(judgement) => {
+                *self.handle.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(judgement.failure);
+                judgement.replacement
+            }
+            None => None,
+        };
+        let mut tasks = Vec::with_capacity(held.tasks.len() + 1);
+        match replaced {
+            Some(body) => {
+                tasks.push(HttpTask::Header(held.header, false));
+                tasks.push(HttpTask::Body(Some(body), true));
+            }
+            None => {
+                tasks.push(HttpTask::Header(held.header, held.tasks.is_empty() && complete));
+                tasks.append(&mut held.tasks);
+            }
+        }
+        self.inner_mut().response_duplex_vec(tasks).await
+    }
+}
+
+type MessageReader = Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
+
+#[async_trait]
+impl CustomSession for Exchange {
+    // The request body.
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        match self.pieces {
+            Some(_) => Ok(None),
+            None => self.inner_mut().read_request_body().await,
+        }
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if self.unsent() && !no_body_expected {
+            let piece = self.pieces.as_ref().and_then(|pieces| pieces.get(self.next)).cloned();
+            self.next += 1;
+            return Ok(piece);
+        }
+        let idle = no_body_expected || self.pieces.is_some();
+        let Self { inner: Some(inner), clock, .. } = self else { return Ok(None) };
+        if !idle {
+            return inner.read_body_or_idle(false).await;
+        }
+        tokio::select! {
+            biased;
+            read = inner.read_body_or_idle(true) => read,
+            late = clock.late() => Err(into_error(late)),
+        }
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        match self.pieces {
+            Some(_) => !self.unsent(),
+            None => self.inner_mut().is_body_done(),
+        }
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        match &self.pieces {
+            Some(pieces) => pieces.iter().all(Bytes::is_empty),
+            None => self.inner_mut().is_body_empty(),
+        }
+    }
+
+    /// pingora calls this once at the start of every attempt.
+    fn enable_retry_buffering(&mut self) {
+        self.next = 0;
+        self.held = None;
+        self.clock.attempt();
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        self.pieces.is_none()
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        self.single().filter(|body| !body.is_empty()).cloned()
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        self.inner_mut().drain_request_body().await
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.inner().body_bytes_read()
+    }
+
+    // The answer.
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let held = match self.held.take() {
+            Some(held) => Some(held),
+            None => match tasks.first() {
+                Some(HttpTask::Header(header, _)) if self.judge.must_see(header) => {
+                    Some(Held { header: header.clone(), tasks: Vec::new(), seen: Vec::new() })
+                }
+                _ => None,
+            },
+        };
+        let done = match held {
+            Some(held) => self.hold(held, tasks).await,
+            None => self.inner_mut().response_duplex_vec(tasks).await,
+        };
+        // Counted from here, so that a client that reads slowly is not taken for a silent backend.
+        self.clock.progress();
+        done
+    }
+
+    async fn write_response_header(&mut self, header: Box<ResponseHeader>, _end: bool) -> Result<()> {
+        self.inner_mut().write_response_header(header).await
+    }
+
+    async fn write_response_header_ref(&mut self, header: &ResponseHeader, _end: bool) -> Result<()> {
+        self.inner_mut().write_response_header_ref(header).await
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.inner_mut().write_response_body(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.inner_mut().write_response_trailers(trailers).await
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.inner().response_written()
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.inner_mut().finish_body().await
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.inner().body_bytes_sent()
+    }
+
+    // The rest is the real session's.
+
+    fn req_header(&self) -> &RequestHeader {
+        self.inner().req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.inner_mut().req_header_mut()
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner_mut().set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.inner().get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner_mut().set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.inner().get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.inner_mut().set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.inner().get_total_drain_timeout()
+    }
+
+    fn request_summary(&self) -> String {
+        self.inner().request_summary()
+    }
+
+    async fn shutdown(&mut self, _code: u32, _ctx: &str) {
+        self.inner_mut().shutdown().await;
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.inner().digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.inner_mut().digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.inner().client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.inner().server_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.inner().to_h1_raw()
+    }
+
+    fn is_upgrade_req(&self) -> bool {
+        self.inner().is_upgrade_req()
+    }
+
+    fn was_upgraded(&self) -> bool {
+        self.inner().was_upgraded()
+    }
+
+    // Custom messages are a feature of other protocols.
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(&mut self) -> Option<MessageReader> {
+        None
+    }
+
+    fn restore_custom_message_reader(&mut self, _reader: MessageReader) -> Result<()> {
+        Err(Error::explain(pingora_error::ErrorType::InternalError, "no custom messages"))
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Err(Error::explain(pingora_error::ErrorType::InternalError, "no custom messages"))
+    }
+}

@@ -1,0 +1,200 @@
+//! Respond: everything that is written to the client in the gateway's own words.
+
+use bytes::Bytes;
+use http::{HeaderName, header};
+use pingora_core::protocols::http::server::Session as ServerSession;
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::{FailToProxy, Session};
+
+use super::context::RequestContext;
+use super::settings::CorsSettings;
+use super::{exchange, judge};
+use crate::failure::{Failure, render};
+
+/// An answer made here.
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// Headers beyond those that every answer has.
+    pub headers: Vec<(HeaderName, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Longest drain of a refused body, so that the client can read the refusal and use its connection again.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A failure as the cause of a pingora error, from which [`failure_of`] takes it back.
+pub fn into_error(failure: Failure) -> Box<Error> {
+    let label = failure.label();
+    let mut error = Error::because(ErrorType::Custom("refused"), label, failure);
+    error.set_retry(false);
+    error
+}
+
+/// The failure behind a pingora error: the cause that we attached, or what source and type say.
+pub fn failure_of(error: &Error, ctx: &RequestContext) -> Failure {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.cause.as_deref().map(|c| c as _);
+    while let Some(inner) = cause {
+        if let Some(failure) = inner.downcast_ref::<Failure>() {
+            return failure.clone();
+        }
+        cause = match inner.downcast_ref::<Box<Error>>() {
+            Some(nested) => nested.cause.as_deref().map(|c| c as _),
+            None => inner.source(),
+        };
+    }
+    match error.esource() {
+        ErrorSource::Upstream => upstream(error.etype(), ctx),
+        ErrorSource::Downstream => downstream(error.etype()),
+        ErrorSource::Internal | ErrorSource::Unset => match error.etype() {
+            ErrorType::ConnectionClosed | ErrorType::WriteError | ErrorType::ReadError => Failure::ClientClosed,
+            _ => Failure::Internal(error.to_string()),
+        },
+    }
+}
+
+fn upstream(kind: &ErrorType, ctx: &RequestContext) -> Failure {
+    use ErrorType as T;
+    match kind {
+        T::ConnectTimedout
+        | T::ConnectRefused
+        | T::ConnectNoRoute
+        | T::ConnectError
+        | T::ConnectProxyFailure
+        | T::BindError
+        | T::SocketError => Failure::ConnectFailed,
+        T::TLSHandshakeFailure
+        | T::TLSHandshakeTimedout
+        | T::TLSWantX509Lookup
+        | T::InvalidCert
+        | T::HandshakeError => Failure::TlsFailed,
+        T::InvalidHTTPHeader | T::H1Error | T::H2Error | T::InvalidH2 | T::H2Downgrade => Failure::UpstreamProtocol,
+        T::ReadTimedout | T::WriteTimedout if ctx.trail.first_byte.is_some() => Failure::UpstreamStalled,
+        T::ReadTimedout | T::WriteTimedout => Failure::FirstByteTimeout,
+        _ => Failure::UpstreamClosed,
+    }
+}
+
+fn downstream(kind: &ErrorType) -> Failure {
+    match kind {
+        ErrorType::WriteTimedout => Failure::ClientStalled,
+        ErrorType::ReadTimedout => Failure::BodyTimeout,
+        ErrorType::InvalidHTTPHeader => Failure::MalformedRequest("its framing is broken"),
+        _ => Failure::ClientClosed,
+    }
+}
+
+/// Whether an answer has begun; a `100 Continue` is none.
+pub fn committed(session: &ServerSession) -> bool {
+    session.response_written().is_some_and(|header| !header.status.is_informational())
+}
+
+/// The one road on which failures reach the client.
+pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext) -> FailToProxy {
+    let failure = failure_of(error, ctx);
+    ctx.fail(failure.clone());
+    if let Some(handle) = &ctx.exchange {
+        exchange::unwrap(&mut session.downstream_session, handle);
+    }
+    let server_session = session.as_mut();
+    let status = failure.status();
+    if matches!(failure, Failure::ClientClosed | Failure::ClientStalled) {
+        server_session.shutdown().await;
+    } else if committed(server_session) {
+        end_stream(server_session, &failure, ctx).await;
+    } else {
+        // Only before anything was sent upstream is the client's side of the exchange known to be whole.
+        let reusable = failure.is_refusal() && ctx.admitted.is_none();
+        match answer(server_session, &failure, ctx, reusable).await {
+            Ok(()) => return FailToProxy { error_code: status, can_reuse_downstream: reusable },
+            Err(_) => server_session.shutdown().await,
+        }
+    }
+    FailToProxy { error_code: status, can_reuse_downstream: false }
+}
+
+/// An answer that has begun can not change its status: an event stream ends in an event that says why, anything else
+/// is cut, so that it can not be taken for whole.
+async fn end_stream(session: &mut ServerSession, failure: &Failure, ctx: &RequestContext) {
+    if ctx.event_stream {
+        let body = render(failure, ctx.errors_for_stream(), &ctx.request_id);
+        let event = [b"\n\ndata: ", body.bytes.as_slice(), b"\n\n"].concat();
+        session.set_keepalive(None);
+        if session.write_response_body(event.into(), true).await.is_ok() {
+            return;
+        }
+    }
+    session.shutdown().await;
+}
+
+async fn answer(session: &mut ServerSession, failure: &Failure, ctx: &RequestContext, reusable: bool) -> Result<()> {
+    let body = render(failure, ctx.errors, &ctx.request_id);
+    let mut header = ResponseHeader::build(body.status, Some(8))?;
+    header.insert_header(header::CONTENT_TYPE, body.content_type)?;
+    header.insert_header(header::CONTENT_LENGTH, body.bytes.len())?;
+    judge::label(&mut header, failure);
+    match failure {
+        Failure::MethodNotAllowed(allowed) => {
+            let allowed: Vec<&str> = allowed.iter().map(|m| m.as_str()).collect();
+            header.insert_header(header::ALLOW, allowed.join(", "))?;
+        }
+        Failure::KeyMissing | Failure::KeyInvalid | Failure::KeyExpired | Failure::KeyDisabled => {
+            header.insert_header(header::WWW_AUTHENTICATE, "Bearer realm=\"nimgate\"")?;
+        }
+        _ => {}
+    }
+    decorate(&mut header, ctx)?;
+    if reusable {
+        session.set_total_drain_timeout(Some(DRAIN));
+    } else {
+        session.set_keepalive(None);
+    }
+    session.write_response_header(Box::new(header)).await?;
+    session.write_response_body(body.bytes.into(), true).await
+}
+
+/// Sends an answer made here.
+pub async fn send(session: &mut Session, ctx: &RequestContext, reply: Reply) -> Result<()> {
+    let mut header = ResponseHeader::build(reply.status, Some(8))?;
+    for (name, value) in reply.headers {
+        header.insert_header(name, value)?;
+    }
+    if reply.status != 204 {
+        header.insert_header(header::CONTENT_LENGTH, reply.body.len())?;
+    }
+    decorate(&mut header, ctx)?;
+    session.as_mut().set_total_drain_timeout(Some(DRAIN));
+    session.as_mut().write_response_header(Box::new(header)).await?;
+    session.as_mut().write_response_body(reply.body, true).await
+}
+
+/// What every answer carries: the request's id, the pool that served it, what browsers need.
+pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()> {
+    header.insert_header("x-request-id", ctx.request_id.as_str())?;
+    if let Some(pool) = &ctx.trail.pool {
+        header.insert_header("x-nimgate-pool", pool.as_str())?;
+    }
+    if let Some(origin) = &ctx.trail.origin
+        && let Some(allowed) = allowed_origin(&ctx.snapshot.cors, origin)
+    {
+        header.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed)?;
+        header.insert_header(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            "x-request-id, x-nimgate-error, x-nimgate-blame, x-nimgate-pool, nvcf-reqid, nvcf-status, retry-after",
+        )?;
+        if !ctx.snapshot.cors.any_origin {
+            header.append_header(header::VARY, "Origin")?;
+        }
+    }
+    Ok(())
+}
+
+/// What `Access-Control-Allow-Origin` says to this origin.
+pub fn allowed_origin(cors: &CorsSettings, origin: &str) -> Option<String> {
+    if cors.any_origin {
+        return Some("*".into());
+    }
+    cors.origins.iter().find(|allowed| *allowed == origin).cloned()
+}

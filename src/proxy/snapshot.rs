@@ -1,0 +1,206 @@
+//! Snapshot: everything that a reload replaces, compiled and immutable.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use pingora_core::protocols::tls::CaType;
+use pingora_core::utils::tls::{WrappedX509, parse_x509};
+
+use super::params::{Params, Place};
+use super::settings::{ClientSettings, CorsSettings, PoolSettings, Settings};
+use crate::auth::KeyRing;
+use crate::balance::{Endpoint, Pool};
+use crate::catalogue::{Body, Catalogue, Operation};
+use crate::ids::{ApiName, OperationIndex, PoolIndex};
+use crate::route::{OperationEntry, PoolEntry, RouteTable};
+use crate::schema::{self, BadSchema, Schema, Validation};
+
+/// One loaded configuration.
+pub struct Snapshot {
+    /// Counts loads, from 1.
+    pub generation: u64,
+    /// When it was loaded, in Unix seconds.
+    pub loaded: i64,
+    /// The keys.
+    pub keys: KeyRing,
+    /// The APIs.
+    pub catalogue: Catalogue,
+    /// Paths and models.
+    pub routes: RouteTable,
+    /// The pools; [`PoolIndex`] points into it.
+    pub pools: Vec<PoolState>,
+    /// Bounds on clients.
+    pub client: ClientSettings,
+    /// CORS.
+    pub cors: CorsSettings,
+    pub(super) openapi: OnceLock<Bytes>,
+    pub(super) docs: OnceLock<Bytes>,
+}
+
+/// One pool, ready for use.
+pub struct PoolState {
+    /// What it was configured as.
+    pub settings: PoolSettings,
+    /// Its endpoints.
+    pub pool: Pool,
+    /// The compiled schemas of its API under its settings.
+    pub checks: Arc<HashMap<OperationIndex, Checks>>,
+    /// Authorities to trust in place of the system's.
+    pub(super) authorities: Option<Arc<CaType>>,
+    /// Keeps connections apart whose trust or protocol differs; pingora's own key leaves both out.
+    pub(super) connection_group: u64,
+}
+
+/// The compiled schemas of one operation.
+#[derive(Default)]
+pub struct Checks {
+    /// Of the body.
+    pub body: Option<Schema>,
+    /// Of parameters, by place.
+    pub params: Vec<(Place, Params)>,
+}
+
+impl Snapshot {
+    /// Compiles settings. Endpoints that `previous` has too live on with their load and health.
+    pub fn build(settings: Settings, previous: Option<&Snapshot>) -> Result<Self, String> {
+        let Settings { keys, catalogue, pools, client, cors } = settings;
+        let mut compiled: HashMap<(ApiName, schema::Settings), Arc<HashMap<OperationIndex, Checks>>> = HashMap::new();
+        let mut states = Vec::new();
+        for settings in pools {
+            let key = (settings.api.clone(), settings.schema);
+            let checks = match compiled.get(&key) {
+                Some(checks) => Arc::clone(checks),
+                None => {
+                    let checks = Arc::new(compile(&catalogue, &settings)?);
+                    compiled.insert(key, Arc::clone(&checks));
+                    checks
+                }
+            };
+            states.push(PoolState::new(settings, checks, previous));
+        }
+        let routes = RouteTable::new(route_settings(&catalogue, &states))?;
+        Ok(Self {
+            generation: previous.map_or(1, |p| p.generation + 1),
+            loaded: chrono::Utc::now().timestamp(),
+            keys: KeyRing::new(keys),
+            catalogue,
+            routes,
+            pools: states,
+            client,
+            cors,
+            openapi: OnceLock::new(),
+            docs: OnceLock::new(),
+        })
+    }
+
+    /// A pool by its index.
+    pub fn pool(&self, index: PoolIndex) -> &PoolState {
+        &self.pools[index.0]
+    }
+
+    /// Whether any pool has an endpoint that takes requests.
+    pub fn is_ready(&self) -> bool {
+        self.pools.iter().any(|p| p.pool.is_available())
+    }
+
+    /// The APIs that pools serve, in the order of their names.
+    pub fn served(&self) -> impl Iterator<Item = &ApiName> {
+        self.catalogue.apis.keys().filter(|api| self.pools.iter().any(|p| p.settings.api == **api))
+    }
+}
+
+impl PoolState {
+    fn new(settings: PoolSettings, checks: Arc<HashMap<OperationIndex, Checks>>, previous: Option<&Snapshot>) -> Self {
+        let before = previous.and_then(|s| s.pools.iter().find(|p| p.settings.name == settings.name));
+        let known = before.map_or(&[][..], |p| p.pool.endpoints());
+        let endpoint = |wanted: &crate::balance::Settings| {
+            let kept = known.iter().find(|e| e.settings() == wanted).cloned();
+            kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), resolve(&wanted.host, wanted.port))))
+        };
+        let pool = Pool::new(settings.endpoints.iter().map(endpoint).collect());
+        let tls = settings.tls.as_ref();
+        let authorities = tls.and_then(|t| t.authorities.as_ref());
+        let mut hasher = DefaultHasher::new();
+        (authorities, settings.http2, tls.map(|t| &t.server_name), &settings.name).hash(&mut hasher);
+        let wrapped = authorities.map(|all| {
+            let wrapped: Vec<WrappedX509> = all.iter().map(|der| WrappedX509::new(der.clone(), parse_x509)).collect();
+            Arc::from(wrapped)
+        });
+        Self { pool, checks, authorities: wrapped, connection_group: hasher.finish(), settings }
+    }
+}
+
+/// What a host resolves to now; empty when it does not. Blocks: for start and reload only.
+fn resolve(host: &str, port: u16) -> Vec<SocketAddr> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match (host, port).to_socket_addrs() {
+        Ok(found) => found.collect(),
+        Err(error) => {
+            tracing::warn!(host, %error, "endpoint does not resolve; it will be tried again");
+            Vec::new()
+        }
+    }
+}
+
+fn compile(catalogue: &Catalogue, pool: &PoolSettings) -> Result<HashMap<OperationIndex, Checks>, String> {
+    let Some(api) = catalogue.apis.get(&pool.api) else { return Err(format!("no API {}", pool.api)) };
+    let mut checks = HashMap::new();
+    for index in &api.operations {
+        let operation = catalogue.operation(*index);
+        let compiled = Checks::compile(operation, &api.components, &pool.schema);
+        let compiled = compiled.map_err(|e| format!("API {}, operation {}: {e}", pool.api, operation.id))?;
+        checks.insert(*index, compiled);
+    }
+    Ok(checks)
+}
+
+impl Checks {
+    /// Compiles the schemas of one operation; none when the pool does not validate.
+    pub fn compile(
+        operation: &Operation,
+        components: &serde_json::Value,
+        settings: &schema::Settings,
+    ) -> Result<Self, BadSchema> {
+        if settings.validation == Validation::Off {
+            return Ok(Self::default());
+        }
+        let body = match &operation.body {
+            Body::Json { schema, .. } => Some(Schema::compile(schema, components, settings)?),
+            Body::None | Body::Opaque => None,
+        };
+        let places = [
+            (Place::Path, &operation.path_params),
+            (Place::Query, &operation.query),
+            (Place::Header, &operation.header_params),
+        ];
+        let mut params = Vec::new();
+        for (place, source) in places {
+            if let Some(source) = source {
+                params.push((place, Params::compile(place, source, components, settings)?));
+            }
+        }
+        Ok(Self { body, params })
+    }
+}
+
+fn route_settings(catalogue: &Catalogue, pools: &[PoolState]) -> crate::route::Settings {
+    let served = |api: &ApiName| pools.iter().any(|p| p.settings.api == *api);
+    let operations = catalogue.operations.iter().enumerate().filter(|(_, o)| served(&o.api));
+    let operations = operations.map(|(at, o)| OperationEntry {
+        api: o.api.clone(),
+        index: OperationIndex(at),
+        method: o.method.clone(),
+        path: o.path.clone(),
+        by_model: o.routes_by_model,
+    });
+    let pools = pools.iter().map(|p| PoolEntry {
+        name: p.settings.name.clone(),
+        api: p.settings.api.clone(),
+        default: p.settings.default,
+        models: p.settings.models.clone(),
+    });
+    crate::route::Settings { operations: operations.collect(), pools: pools.collect() }
+}

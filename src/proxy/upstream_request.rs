@@ -1,0 +1,104 @@
+//! The request as it goes to the backend, and the peer that it goes to.
+
+use std::net::SocketAddr;
+
+use http::{HeaderName, Uri, header};
+use pingora_core::protocols::ALPN;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorType, OrErr, Result};
+use pingora_http::RequestHeader;
+
+use super::context::RequestContext;
+use super::snapshot::PoolState;
+use crate::balance::Lease;
+use crate::catalogue::Operation;
+use crate::failure::Failure;
+use crate::upstream::Kind;
+
+/// Most streams on one HTTP/2 connection to a backend; pingora's own default is one.
+const H2_STREAMS: usize = 100;
+
+/// Takes a lease on an endpoint and names it as pingora's peer.
+pub fn peer(ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+    let snapshot = std::sync::Arc::clone(&ctx.snapshot);
+    let state = snapshot.pool(ctx.admitted()?.pool);
+    // The lease of a failed attempt ends before the next pick.
+    ctx.lease = None;
+    let lease = state.pool.pick(&ctx.tried).map_err(|none| super::respond::into_error(Failure::from(none)))?;
+    ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
+    ctx.trail.attempts += 1;
+    let peer = build_peer(state, lease.address(), &lease.endpoint().settings().host);
+    ctx.lease = Some(lease);
+    Ok(Box::new(peer))
+}
+
+fn build_peer(state: &PoolState, address: SocketAddr, host: &str) -> HttpPeer {
+    let settings = &state.settings;
+    let server_name = match &settings.tls {
+        Some(tls) => tls.server_name.clone().unwrap_or_else(|| host.to_owned()),
+        None => String::new(),
+    };
+    let mut peer = HttpPeer::new(address, settings.tls.is_some(), server_name);
+    peer.group_key = state.connection_group;
+    let options = &mut peer.options;
+    options.connection_timeout = Some(settings.timeouts.connect);
+    options.total_connection_timeout = Some(settings.timeouts.connect);
+    options.idle_timeout = Some(settings.idle_timeout);
+    options.write_timeout = Some(settings.timeouts.between_chunks);
+    options.max_h2_streams = H2_STREAMS;
+    options.ca.clone_from(&state.authorities);
+    if settings.http2 {
+        match settings.tls {
+            Some(_) => options.alpn = ALPN::H2H1,
+            None => options.set_http_version(2, 2),
+        }
+    }
+    peer
+}
+
+/// Rewrites the request for the leased endpoint. Runs at every attempt on a fresh copy of the client's request.
+pub fn prepare(request: &mut RequestHeader, ctx: &RequestContext) -> Result<()> {
+    let admitted = ctx.admitted()?;
+    let state = ctx.snapshot.pool(admitted.pool);
+    let operation = ctx.snapshot.catalogue.operation(admitted.operation);
+    let lease = ctx.lease.as_ref().ok_or_else(|| Error::explain(ErrorType::InternalError, "no lease"))?;
+    strip(request, operation);
+    let asked = request.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+    let path = state.settings.kind.path(&asked[admitted.prefix.min(asked.len())..]);
+    if path != asked {
+        request.set_uri(path.parse::<Uri>().or_err(ErrorType::InternalError, "upstream path")?);
+    }
+    if let Some(length) = admitted.length {
+        request.remove_header(&header::TRANSFER_ENCODING);
+        request.remove_header(&header::CONTENT_LENGTH);
+        if length > 0 || operation.method != http::Method::GET {
+            request.insert_header(header::CONTENT_LENGTH, length)?;
+        }
+    }
+    request.insert_header(header::HOST, authority(state, lease))?;
+    request.insert_header("x-request-id", ctx.request_id.as_str())?;
+    for (name, value) in &state.settings.inject {
+        request.insert_header(name, value.clone())?;
+    }
+    Ok(())
+}
+
+/// Drops what must not pass: the caller's credential, routing of NVCF that the operation does not document, identity
+/// that only we may state, and `Accept-Encoding`, since answers are read here.
+fn strip(request: &mut RequestHeader, operation: &Operation) {
+    let is_dropped = |name: &&HeaderName| Kind::drops_request_header(name) && !operation.headers.contains(name);
+    let mut dropped: Vec<HeaderName> = request.headers.keys().filter(is_dropped).cloned().collect();
+    dropped.extend([header::EXPECT, header::ACCEPT_ENCODING, header::AUTHORIZATION]);
+    for name in dropped {
+        request.remove_header(&name);
+    }
+}
+
+/// Host, and port unless it is the scheme's own.
+fn authority(state: &PoolState, lease: &Lease) -> String {
+    let endpoint = lease.endpoint().settings();
+    match (state.settings.tls.is_some(), endpoint.port) {
+        (true, 443) | (false, 80) => endpoint.host.clone(),
+        (_, port) => format!("{}:{port}", endpoint.host),
+    }
+}

@@ -1,0 +1,172 @@
+//! Record: one row per request, into the access log and the metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use pingora_http::RequestHeader;
+use serde::Serialize;
+
+use crate::access_log::AccessLog;
+use crate::auth::Caller;
+use crate::failure::Failure;
+use crate::ids::{ApiName, ModelId, PoolName, RequestId};
+use crate::telemetry::{Ended, Telemetry};
+
+/// What is found out about a request on its way.
+#[derive(Default)]
+pub struct Trail {
+    /// The method.
+    pub method: Method,
+    /// The `Origin` that a browser sent.
+    pub origin: Option<String>,
+    /// The client's address.
+    pub client: Option<String>,
+    /// Who sent it.
+    pub caller: Option<Arc<Caller>>,
+    /// The API called.
+    pub api: Option<ApiName>,
+    /// The operation called.
+    pub operation: Option<Arc<str>>,
+    /// The model asked for.
+    pub model: Option<ModelId>,
+    /// Whether a stream was asked for.
+    pub stream: bool,
+    /// The pool that served it.
+    pub pool: Option<PoolName>,
+    /// The endpoint of the last attempt.
+    pub endpoint: Option<String>,
+    /// Attempts at endpoints.
+    pub attempts: u32,
+    /// The status that the client got; 0 when it got none.
+    pub status: u16,
+    /// From the request's header to the header of the backend's answer.
+    pub first_byte: Option<Duration>,
+    /// Bytes of the request body.
+    pub request_bytes: usize,
+    /// Bytes of the answer's body.
+    pub response_bytes: usize,
+    /// What went wrong.
+    pub failure: Option<Failure>,
+}
+
+/// Writes records.
+pub struct Recorder {
+    telemetry: Arc<Telemetry>,
+    access_log: AccessLog,
+}
+
+/// One line of the access log. Holds no query, no header and no body: they may carry secrets.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    request_id: &'a str,
+    client: Option<&'a str>,
+    method: &'a str,
+    path: &'a str,
+    http_version: String,
+    caller: Option<&'a str>,
+    org: Option<&'a str>,
+    team: Option<&'a str>,
+    api: Option<&'a str>,
+    operation: Option<&'a str>,
+    model: Option<&'a str>,
+    stream: bool,
+    pool: Option<&'a str>,
+    endpoint: Option<&'a str>,
+    attempts: u32,
+    status: u16,
+    error: Option<&'a str>,
+    blame: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    first_byte_ms: Option<f64>,
+    total_ms: f64,
+    request_bytes: usize,
+    response_bytes: usize,
+}
+
+impl Recorder {
+    /// A recorder into these.
+    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog) -> Self {
+        Self { telemetry, access_log }
+    }
+
+    /// A request has arrived.
+    pub fn begin(&self) {
+        self.telemetry.begin();
+    }
+
+    /// An endpoint could not be reached.
+    pub fn connect_failed(&self, pool: Option<&PoolName>, endpoint: &str) {
+        self.telemetry.connect_failed(pool.map_or("", PoolName::as_str), endpoint);
+    }
+
+    /// A request has ended.
+    pub fn end(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &RequestHeader) {
+        let failure = trail.failure.as_ref();
+        self.telemetry.end(&Ended {
+            api: trail.api.as_ref().map_or("", ApiName::as_str),
+            operation: trail.operation.as_deref().unwrap_or(""),
+            pool: trail.pool.as_ref().map_or("", PoolName::as_str),
+            status: trail.status,
+            error: failure.map_or("", Failure::label),
+            blame: failure.map_or("", |f| f.blame().word()),
+            total,
+            first_byte: trail.first_byte,
+            request_bytes: trail.request_bytes,
+            response_bytes: trail.response_bytes,
+        });
+        if self.access_log.is_on() {
+            self.log(trail, request_id, total, request);
+        }
+    }
+
+    fn log(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &RequestHeader) {
+        let failure = trail.failure.as_ref();
+        let caller = trail.caller.as_deref();
+        let line = Line {
+            time: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            request_id: request_id.as_str(),
+            client: trail.client.as_deref(),
+            method: request.method.as_str(),
+            path: bounded(request.uri.path()),
+            http_version: format!("{:?}", request.version),
+            caller: caller.map(|c| c.id().as_str()),
+            org: caller.map(Caller::org),
+            team: caller.map(Caller::team),
+            api: trail.api.as_ref().map(ApiName::as_str),
+            operation: trail.operation.as_deref(),
+            model: trail.model.as_ref().map(ModelId::as_str),
+            stream: trail.stream,
+            pool: trail.pool.as_ref().map(PoolName::as_str),
+            endpoint: trail.endpoint.as_deref(),
+            attempts: trail.attempts,
+            status: trail.status,
+            error: failure.map(Failure::label),
+            blame: failure.map(|f| f.blame().word()),
+            detail: match failure {
+                Some(Failure::Internal(detail)) => Some(detail),
+                _ => None,
+            },
+            first_byte_ms: trail.first_byte.map(millis),
+            total_ms: millis(total),
+            request_bytes: trail.request_bytes,
+            response_bytes: trail.response_bytes,
+        };
+        if let Ok(mut bytes) = serde_json::to_vec(&line) {
+            bytes.push(b'\n');
+            self.access_log.write(bytes);
+        }
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// The path, cut at a bound: it is the client's text.
+fn bounded(path: &str) -> &str {
+    const MOST: usize = 1024;
+    &path[..path.floor_char_boundary(path.len().min(MOST))]
+}

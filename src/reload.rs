@@ -1,0 +1,107 @@
+//! Reload: puts a new configuration in force when its files change, or keeps the last good one.
+//!
+//! Requests in flight go on under the snapshot that they began with.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::config::{self, Config};
+use crate::probe;
+use crate::proxy::settings::ListenerSettings;
+use crate::proxy::snapshot::Snapshot;
+use crate::telemetry::Telemetry;
+
+/// Asks for a reload; the answer is the new generation, or why the last good one stays.
+pub type Ask = mpsc::Sender<oneshot::Sender<Result<u64, String>>>;
+
+/// Follows the files of one configuration.
+pub struct Reloader {
+    /// The configuration file; without one there is nothing to reload.
+    pub path: Option<PathBuf>,
+    /// Every file that was read.
+    pub files: Vec<PathBuf>,
+    /// How often files are looked at.
+    pub watch: Option<Duration>,
+    /// The listeners in force, which only a restart changes.
+    pub listeners: Vec<ListenerSettings>,
+    /// What is in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Where reloads are counted.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// What tells one state of a file from another.
+type Print = Vec<Option<(SystemTime, u64)>>;
+
+impl Reloader {
+    /// Runs until `asked` closes. Holds the probes of the snapshot in force.
+    pub async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<Result<u64, String>>>) {
+        let mut probes = probe::start(&self.snapshot.load());
+        let mut seen = print(&self.files);
+        let look = self.watch.unwrap_or(Duration::from_secs(3600));
+        loop {
+            tokio::select! {
+                ask = asked.recv() => {
+                    let Some(answer) = ask else { return };
+                    let result = self.reload(&mut probes).await;
+                    seen = print(&self.files);
+                    let _ = answer.send(result);
+                }
+                () = tokio::time::sleep(look), if self.watch.is_some() && self.path.is_some() => {
+                    let now = print(&self.files);
+                    if now != seen {
+                        // The print is taken first: a change while loading is seen next time.
+                        seen = now;
+                        let _ = self.reload(&mut probes).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn reload(&mut self, probes: &mut JoinSet<()>) -> Result<u64, String> {
+        let Some(path) = self.path.clone() else { return Err("this process has no configuration file".into()) };
+        let previous = self.snapshot.load_full();
+        let loaded = tokio::task::spawn_blocking(move || load(&path, &previous)).await;
+        match loaded.map_err(|e| e.to_string()).and_then(|result| result) {
+            Ok((snapshot, files, listeners)) => {
+                if listeners != self.listeners {
+                    tracing::warn!("the listeners changed in the file; they stay until the next start");
+                }
+                let generation = snapshot.generation;
+                self.files = files;
+                self.snapshot.store(Arc::new(snapshot));
+                *probes = probe::start(&self.snapshot.load());
+                self.telemetry.reloaded(Some(generation));
+                tracing::info!(generation, "configuration loaded");
+                Ok(generation)
+            }
+            Err(reason) => {
+                self.telemetry.reloaded(None);
+                tracing::error!(%reason, "configuration refused; the last good one stays in force");
+                Err(reason)
+            }
+        }
+    }
+}
+
+type Loaded = (Snapshot, Vec<PathBuf>, Vec<ListenerSettings>);
+
+fn load(path: &Path, previous: &Snapshot) -> Result<Loaded, String> {
+    let Config { proxy, files, listeners, .. } = config::load(path).map_err(|mistakes| mistakes.to_string())?;
+    let snapshot = Snapshot::build(proxy, Some(previous))?;
+    Ok((snapshot, files, listeners))
+}
+
+fn print(files: &[PathBuf]) -> Print {
+    let one = |path: &PathBuf| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
+    };
+    files.iter().map(one).collect()
+}

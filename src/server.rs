@@ -1,0 +1,225 @@
+//! Server: listeners, background tasks, graceful stop.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{
+    RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch, UnixShutdownSignalWatch,
+};
+use pingora_core::services::background::{BackgroundService, background_service};
+use pingora_core::services::listening::Service;
+use pingora_proxy::http_proxy;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use crate::access_log::AccessLog;
+use crate::admin;
+use crate::config::{Config, file::LogTarget};
+use crate::proxy::Gateway;
+use crate::proxy::edge::Edge;
+use crate::proxy::settings::ListenerSettings;
+use crate::proxy::snapshot::Snapshot;
+use crate::record::Recorder;
+use crate::reload::{Ask, Reloader};
+use crate::telemetry::Telemetry;
+
+mod tls;
+
+/// Attempts that pingora allows for one request; our own bounds are lower.
+const FUSE: usize = 32;
+/// Idle connections kept to backends, over all pools.
+const KEPT_CONNECTIONS: usize = 1024;
+
+/// Serves until a signal ends it. `path` is the file to reload from; `ready` runs once everything listens.
+pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 'static) -> Result<()> {
+    let access_log = access_log(&config)?;
+    let telemetry = Arc::new(Telemetry::new(access_log.dropped())?);
+    let Config { listeners, admin, max_connections, watch, settle, grace, threads, proxy, files, .. } = config;
+    let header_timeout = proxy.client.header_timeout;
+    let idle_timeout = proxy.client.keepalive_timeout;
+    let snapshot = Snapshot::build(proxy, None).map_err(|reason| anyhow!(reason))?;
+    telemetry.reloaded(Some(snapshot.generation));
+    let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+    let draining = Arc::new(AtomicBool::new(false));
+    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log));
+
+    let admin_socket = bind(&admin.address.to_string())?;
+    listeners.iter().try_for_each(|l| bind(&l.address.to_string()).map(drop))?;
+
+    let conf = server_conf(threads);
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let open = Arc::new(AtomicUsize::new(0));
+    for http2_cleartext in [false, true] {
+        let chosen: Vec<&ListenerSettings> =
+            listeners.iter().filter(|l| l.http2_cleartext == http2_cleartext).collect();
+        if chosen.is_empty() {
+            continue;
+        }
+        let gateway = Gateway {
+            snapshot: Arc::clone(&snapshot),
+            recorder: Arc::clone(&recorder),
+            draining: Arc::clone(&draining),
+        };
+        let mut proxy = http_proxy(&server.configuration, gateway);
+        let mut options = HttpServerOptions::default();
+        options.h2c = http2_cleartext;
+        options.h2_idle_timeout = Some(idle_timeout);
+        proxy.server_options = Some(options);
+        let edge = Edge { proxy: Arc::new(proxy), header_timeout, max_connections, open: Arc::clone(&open) };
+        let mut service = Service::new(if http2_cleartext { "edge-h2c" } else { "edge" }.into(), edge);
+        for listener in chosen {
+            let address = listener.address.to_string();
+            match &listener.tls {
+                Some(settings) => service.add_tls_with_settings(&address, None, tls::listener(settings)?),
+                None => service.add_tcp(&address),
+            }
+        }
+        server.add_service(service);
+    }
+
+    let (ask, asked) = mpsc::channel(4);
+    let reloader = Reloader {
+        path,
+        files,
+        watch,
+        listeners: listeners.clone(),
+        snapshot: Arc::clone(&snapshot),
+        telemetry: Arc::clone(&telemetry),
+    };
+    let state = admin::State {
+        snapshot,
+        telemetry: Arc::clone(&telemetry),
+        draining: Arc::clone(&draining),
+        ask: ask.clone(),
+        token: admin.token,
+    };
+    let parts = Parts { reloader, asked, state, socket: admin_socket, ask, ready: Box::new(ready), listeners };
+    let mut control = background_service("control", Control { parts: Mutex::new(Some(parts)) });
+    control.threads = Some(1);
+    server.add_service(control);
+    let shutdown_signal = Box::new(Drain { draining, telemetry, settle, grace });
+    server.run(RunArgs { shutdown_signal });
+    Ok(())
+}
+
+fn access_log(config: &Config) -> Result<AccessLog> {
+    match &config.access_log {
+        LogTarget::Off => Ok(AccessLog::off()),
+        LogTarget::Stdout => AccessLog::stdout(config.access_log_queue).context("starting the access log"),
+        LogTarget::File(path) => AccessLog::file(path, config.access_log_queue)
+            .with_context(|| format!("opening the access log {}", path.display())),
+    }
+}
+
+/// Binds to learn now, and in words, whether the address can be had.
+fn bind(address: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("listening on {address}"))
+}
+
+fn server_conf(threads: usize) -> ServerConf {
+    ServerConf {
+        threads,
+        max_retries: FUSE,
+        upstream_keepalive_pool_size: KEPT_CONNECTIONS,
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    }
+}
+
+/// Everything beside the data plane: admin listener, reloads, probes.
+struct Control {
+    parts: Mutex<Option<Parts>>,
+}
+
+struct Parts {
+    reloader: Reloader,
+    asked: mpsc::Receiver<oneshot::Sender<Result<u64, String>>>,
+    state: admin::State,
+    socket: TcpListener,
+    ask: Ask,
+    ready: Box<dyn FnOnce() + Send>,
+    listeners: Vec<ListenerSettings>,
+}
+
+#[async_trait]
+impl BackgroundService for Control {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let Some(parts) = self.parts.lock().await.take() else { return };
+        let Parts { reloader, asked, state, socket, ask, ready, listeners } = parts;
+        let admin = match socket.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(socket)) {
+            Ok(socket) => axum::serve(socket, admin::router(state)),
+            Err(error) => return tracing::error!(%error, "the admin listener failed"),
+        };
+        let announce = async {
+            await_listeners(&listeners).await;
+            ready();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            result = async { admin.await } => tracing::error!(?result, "the admin listener ended"),
+            () = reloader.run(asked) => {}
+            () = reload_on_hangup(ask) => {}
+            () = announce => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+}
+
+/// Waits until every listener takes connections.
+async fn await_listeners(listeners: &[ListenerSettings]) {
+    for listener in listeners {
+        let mut address = listener.address;
+        if address.ip().is_unspecified() {
+            let loopback = if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() };
+            address.set_ip(loopback);
+        }
+        while tokio::net::TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+async fn reload_on_hangup(ask: Ask) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return std::future::pending().await };
+    while hangup.recv().await.is_some() {
+        let (answer, _) = oneshot::channel();
+        let _ = ask.send(answer).await;
+    }
+}
+
+/// Stops without cutting anything: readiness fails, new requests are taken for a while, those in flight may end.
+struct Drain {
+    draining: Arc<AtomicBool>,
+    telemetry: Arc<Telemetry>,
+    settle: Duration,
+    grace: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Drain {
+    async fn recv(&self) -> ShutdownSignal {
+        match UnixShutdownSignalWatch.recv().await {
+            ShutdownSignal::GracefulTerminate => {
+                tracing::info!(in_flight = self.telemetry.in_flight(), "stopping");
+                self.draining.store(true, Ordering::Relaxed);
+                tokio::time::sleep(self.settle).await;
+                let begun = Instant::now();
+                while self.telemetry.in_flight() > 0 && begun.elapsed() < self.grace {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                ShutdownSignal::GracefulTerminate
+            }
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What a simulator saw: counters and the latest requests, for tests to look at.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, header};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming, SizeHint};
+
+use super::lock;
+
+const HISTORY: usize = 256;
+const KEPT_BODY: usize = 64 * 1024;
+
+/// Counters of one simulator; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(Arc<Log>);
+
+/// One request as it arrived.
+#[derive(Clone, Debug, Default)]
+pub struct Sighting {
+    /// The method.
+    pub method: Method,
+    /// The path, without the query.
+    pub path: String,
+    /// The query, empty if there was none.
+    pub query: String,
+    /// All request headers.
+    pub headers: HeaderMap,
+    /// Bytes of body read so far.
+    pub body_length: u64,
+    /// The first 64 KiB of the body.
+    pub body: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    connections: AtomicU64,
+    in_flight: AtomicU64,
+    cancelled: AtomicU64,
+    closed: AtomicBool,
+    paths: Mutex<HashMap<String, u64>>,
+    history: Mutex<VecDeque<Arc<Mutex<Sighting>>>>,
+}
+
+impl Seen {
+    /// Requests so far for exactly this path.
+    pub fn requests(&self, path: &str) -> u64 {
+        lock(&self.0.paths).get(path).copied().unwrap_or(0)
+    }
+
+    /// All requests so far, those to `/_sim/` left out.
+    pub fn total(&self) -> u64 {
+        lock(&self.0.paths).values().sum()
+    }
+
+    /// Requests so far by path.
+    pub fn by_path(&self) -> HashMap<String, u64> {
+        lock(&self.0.paths).clone()
+    }
+
+    /// Requests whose answer has not ended yet.
+    pub fn in_flight(&self) -> u64 {
+        self.0.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Requests whose client left before the answer ended.
+    pub fn cancelled(&self) -> u64 {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Connections accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.0.connections.load(Ordering::SeqCst)
+    }
+
+    /// The latest request.
+    pub fn last(&self) -> Option<Sighting> {
+        lock(&self.0.history).back().map(|sighting| lock(sighting).clone())
+    }
+
+    /// The latest request for exactly this path.
+    pub fn last_of(&self, path: &str) -> Option<Sighting> {
+        self.history().into_iter().rev().find(|sighting| sighting.path == path)
+    }
+
+    /// The latest 256 requests, oldest first.
+    pub fn history(&self) -> Vec<Sighting> {
+        lock(&self.0.history).iter().map(|sighting| lock(sighting).clone()).collect()
+    }
+
+    pub(super) fn connected(&self) {
+        self.0.connections.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// From here on answers that break off are the simulator's own doing.
+    pub(super) fn close(&self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Notes a request and follows its body; the watch ends with the answer.
+    pub(super) fn begin(&self, request: Request<Incoming>) -> (Request<Body>, Watch) {
+        let path = request.uri().path().to_owned();
+        *lock(&self.0.paths).entry(path.clone()).or_default() += 1;
+        let sighting = Arc::new(Mutex::new(Sighting {
+            method: request.method().clone(),
+            path,
+            query: request.uri().query().unwrap_or_default().to_owned(),
+            headers: request.headers().clone(),
+            ..Sighting::default()
+        }));
+        self.remember(Arc::clone(&sighting));
+        self.0.in_flight.fetch_add(1, Ordering::SeqCst);
+        let request = request.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                if let Some(data) = frame.data_ref() {
+                    lock(&sighting).note(data);
+                }
+                frame
+            }))
+        });
+        (request, Watch { log: Arc::clone(&self.0), settled: false })
+    }
+
+    fn remember(&self, sighting: Arc<Mutex<Sighting>>) {
+        let mut history = lock(&self.0.history);
+        if history.len() == HISTORY {
+            history.pop_front();
+        }
+        history.push_back(sighting);
+    }
+}
+
+impl Sighting {
+    fn note(&mut self, data: &Bytes) {
+        self.body_length += data.len() as u64;
+        let room = KEPT_BODY - self.body.len();
+        self.body.extend_from_slice(&data[..data.len().min(room)]);
+    }
+}
+
+/// Counts a request as in flight until dropped, and as cancelled unless settled by then.
+#[derive(Debug)]
+pub(super) struct Watch {
+    log: Arc<Log>,
+    settled: bool,
+}
+
+impl Watch {
+    /// Whatever happens now is not the client's doing.
+    pub(super) fn settle(&mut self) {
+        self.settled = true;
+    }
+
+    /// Follows the answer's body to its end.
+    pub(super) fn follow(self, response: Response) -> Response {
+        let length = response.headers().get(header::CONTENT_LENGTH);
+        let remaining = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        response.map(|body| Body::new(Followed { body, watch: self, remaining }))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.log.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if !self.settled && !self.log.closed.load(Ordering::SeqCst) {
+            self.log.cancelled.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A body of known length is not polled beyond its last byte, so bytes are counted too.
+struct Followed {
+    body: Body,
+    watch: Watch,
+    remaining: Option<u64>,
+}
+
+impl hyper::body::Body for Followed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let sent = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(sent));
+                if self.remaining == Some(0) {
+                    self.watch.settle();
+                }
+            }
+            Poll::Ready(_) => self.watch.settle(),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        if self.remaining == Some(0) || hyper::body::Body::is_end_stream(&self.body) {
+            self.watch.settle();
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Telemetry: every instrument, declared once.
+//!
+//! Labels come from the configuration, the catalogue and closed enums, so their number is bounded: clients can not make
+//! new ones. OTLP exporters will stand here too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// What a metric needs of an ended request.
+pub struct Ended<'a> {
+    /// The API, or empty.
+    pub api: &'a str,
+    /// The operation, or empty.
+    pub operation: &'a str,
+    /// The pool, or empty.
+    pub pool: &'a str,
+    /// The status that the client got.
+    pub status: u16,
+    /// The label of its failure, or empty.
+    pub error: &'a str,
+    /// Whose failure, or empty.
+    pub blame: &'a str,
+    /// How long it took.
+    pub total: Duration,
+    /// Until the backend's answer began.
+    pub first_byte: Option<Duration>,
+    /// Bytes of its body.
+    pub request_bytes: usize,
+    /// Bytes of its answer's body.
+    pub response_bytes: usize,
+}
+
+/// The instruments.
+pub struct Telemetry {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    first_byte: HistogramVec,
+    in_flight: IntGauge,
+    bytes: IntCounterVec,
+    connect_failures: IntCounterVec,
+    endpoint_in_flight: IntGaugeVec,
+    endpoint_healthy: IntGaugeVec,
+    generation: IntGauge,
+    reloads: IntCounterVec,
+    log_dropped: IntGauge,
+    render: Histogram,
+    dropped: Arc<AtomicU64>,
+}
+
+/// Seconds, from a cache hit to a generated video.
+const SECONDS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
+
+impl Telemetry {
+    /// Declares every instrument. `dropped` counts access-log lines.
+    pub fn new(dropped: Arc<AtomicU64>) -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
+            let made = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<HistogramVec> {
+            let made = HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntGaugeVec> {
+            let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let made = IntGauge::new(name, help)?;
+            registry.register(Box::new(made.clone())).map(|()| made)
+        };
+        let render =
+            Histogram::with_opts(HistogramOpts::new("nimgate_metrics_render_seconds", "Time to render this page."))?;
+        registry.register(Box::new(render.clone()))?;
+        let build = gauges("nimgate_build_info", "Always 1; the version is its label.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            requests: counters(
+                "nimgate_requests_total",
+                "Requests ended, by what answered them and by whose failure it was.",
+                &["api", "operation", "pool", "status", "error", "blame"],
+            )?,
+            duration: histograms(
+                "nimgate_request_duration_seconds",
+                "From a request's header to its end.",
+                &["pool", "operation"],
+            )?,
+            first_byte: histograms(
+                "nimgate_time_to_first_byte_seconds",
+                "From a request's header to the header of the backend's answer.",
+                &["pool", "operation"],
+            )?,
+            in_flight: gauge("nimgate_requests_in_flight", "Requests that are being served.")?,
+            bytes: counters("nimgate_body_bytes_total", "Bytes of bodies.", &["pool", "direction"])?,
+            connect_failures: counters(
+                "nimgate_connect_failures_total",
+                "Endpoints that could not be reached.",
+                &["pool", "endpoint"],
+            )?,
+            endpoint_in_flight: gauges(
+                "nimgate_endpoint_in_flight",
+                "Requests on an endpoint.",
+                &["pool", "endpoint"],
+            )?,
+            endpoint_healthy: gauges("nimgate_endpoint_healthy", "1 while probes succeed.", &["pool", "endpoint"])?,
+            generation: gauge("nimgate_config_generation", "Counts loaded configurations.")?,
+            reloads: counters("nimgate_reloads_total", "Reloads, by result.", &["result"])?,
+            log_dropped: gauge(
+                "nimgate_access_log_dropped_lines",
+                "Access-log lines dropped because their queue was full.",
+            )?,
+            render,
+            registry,
+            dropped,
+        })
+    }
+
+    /// A request has arrived.
+    pub fn begin(&self) {
+        self.in_flight.inc();
+    }
+
+    /// A request has ended.
+    pub fn end(&self, ended: &Ended<'_>) {
+        self.in_flight.dec();
+        let mut digits = [0; 3];
+        let status = status_text(ended.status, &mut digits);
+        let labels = [ended.api, ended.operation, ended.pool, status, ended.error, ended.blame];
+        self.requests.with_label_values(&labels).inc();
+        let place = [ended.pool, ended.operation];
+        self.duration.with_label_values(&place).observe(ended.total.as_secs_f64());
+        if let Some(first_byte) = ended.first_byte {
+            self.first_byte.with_label_values(&place).observe(first_byte.as_secs_f64());
+        }
+        self.bytes.with_label_values(&[ended.pool, "request"]).inc_by(ended.request_bytes as u64);
+        self.bytes.with_label_values(&[ended.pool, "response"]).inc_by(ended.response_bytes as u64);
+    }
+
+    /// Requests that are being served.
+    pub fn in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
+    /// An endpoint could not be reached.
+    pub fn connect_failed(&self, pool: &str, endpoint: &str) {
+        self.connect_failures.with_label_values(&[pool, endpoint]).inc();
+    }
+
+    /// A configuration was loaded, or could not be.
+    pub fn reloaded(&self, generation: Option<u64>) {
+        self.reloads.with_label_values(&[if generation.is_some() { "loaded" } else { "refused" }]).inc();
+        if let Some(generation) = generation {
+            self.generation.set(generation as i64);
+        }
+    }
+
+    /// The Prometheus page. `endpoints` are pool, endpoint, requests in flight and health at this moment.
+    pub fn page<'a>(
+        &self,
+        endpoints: impl Iterator<Item = (&'a str, &'a str, usize, bool)>,
+    ) -> prometheus::Result<String> {
+        let timer = self.render.start_timer();
+        self.endpoint_in_flight.reset();
+        self.endpoint_healthy.reset();
+        for (pool, endpoint, in_flight, healthy) in endpoints {
+            self.endpoint_in_flight.with_label_values(&[pool, endpoint]).set(in_flight as i64);
+            self.endpoint_healthy.with_label_values(&[pool, endpoint]).set(i64::from(healthy));
+        }
+        self.log_dropped.set(self.dropped.load(Ordering::Relaxed) as i64);
+        let page = TextEncoder::new().encode_to_string(&self.registry.gather());
+        timer.observe_duration();
+        page
+    }
+}
+
+/// A status as a label: its digits where it has a name, `other` where a backend made one up, `none` for no answer.
+fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
+    if status == 0 {
+        return "none";
+    }
+    let named = http::StatusCode::from_u16(status).is_ok_and(|s| s.canonical_reason().is_some());
+    if !named && !matches!(status, 499 | 529) {
+        return "other";
+    }
+    *digits = [b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
+    std::str::from_utf8(digits).unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_without_a_name_share_a_label() {
+        let text = |status| status_text(status, &mut [0; 3]).to_owned();
+        assert_eq!([text(200), text(529), text(0), text(299), text(799)], ["200", "529", "none", "other", "other"]);
+    }
+
+    #[test]
+    fn the_page_shows_what_ended() {
+        let telemetry = Telemetry::new(Arc::default()).unwrap();
+        telemetry.begin();
+        telemetry.end(&Ended {
+            api: "a",
+            operation: "o",
+            pool: "p",
+            status: 503,
+            error: "no_healthy_endpoint",
+            blame: "inference-service",
+            total: Duration::from_millis(2),
+            first_byte: None,
+            request_bytes: 1,
+            response_bytes: 2,
+        });
+        telemetry.reloaded(Some(3));
+        let page = telemetry.page([("p", "e:1", 4, true)].into_iter()).unwrap();
+        for line in [
+            r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,
+            "nimgate_requests_in_flight 0",
+            r#"nimgate_endpoint_in_flight{endpoint="e:1",pool="p"} 4"#,
+            "nimgate_config_generation 3",
+        ] {
+            assert!(page.contains(line), "{line}\n{page}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+curl -s -X POST "https://api.ngc.nvidia.com/v1/cosmos/datasets/${DATASET_ID}/upload/finalize" \
+-H "Authorization: Bearer ${COSMOS_KEY}" \
+-H "Content-Type: application/json" \
+-d "{\"fileId\": \"${FILE_ID}\", \"fileKey\": \"${FILE_KEY}\", \"parts\": [{\"ETag\":\"\\\"abc123\\\"\",\"PartNumber\":1}]}"
