@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     fn pool(size: u16) -> Pool {
-        let endpoint = |port| {
+        let endpoint = |port: u16| {
             let thresholds = Thresholds { unhealthy_after: 1, healthy_after: 1 };
             let settings = Settings { name: port.to_string(), host: "h".into(), port, thresholds };
             Arc::new(Endpoint::new(settings, vec![([127, 0, 0, 1], port).into()]))
@@ -230,7 +230,9 @@ mod tests {
         let second = pool.pick(std::slice::from_ref(&first)).unwrap().endpoint().clone();
         assert!(!Arc::ptr_eq(&first, &second) && ![first.name(), second.name()].contains(&"1"));
         assert_eq!(pool.pick(&[first, second]).unwrap_err(), NoEndpoint::AllTried);
-        pool.endpoints().iter().for_each(|e| drop(e.health().observe(false)));
+        for endpoint in pool.endpoints() {
+            endpoint.health().observe(false);
+        }
         assert_eq!(pool.pick(&[]).unwrap_err(), NoEndpoint::AllUnhealthy);
         assert!(!pool.is_available());
     }

@@ -87,8 +87,8 @@ impl std::fmt::Display for Mistake {
         if let Some(place) = self.place {
             write!(f, ":{}:{}", place.line, place.column)?;
         }
-        let key = if self.key.is_empty() { "" } else { " " };
-        write!(f, ":{key}{}: {}", self.key, self.reason)
+        let key = if self.key.is_empty() { String::new() } else { format!(": {}", self.key) };
+        write!(f, "{key}: {}", self.reason)
     }
 }
 
@@ -113,10 +113,48 @@ pub fn load(path: &Path) -> Result<Config, Mistakes> {
 
 /// Loads configuration text as if it stood in `path`: files that it names are relative to that.
 pub fn load_text(path: &Path, text: &str) -> Result<Config, Mistakes> {
-    let (file, located) = check::typed::<file::File>(path, text)?;
-    let keys_path = resolve::beside(path, &file.callers.keys_file);
-    let keys = read(&keys_path).and_then(|text| check::typed::<file::Keys>(&keys_path, &text));
-    resolve::Resolver::new(path, located).config(file, &keys_path, keys)
+    let checked = check::typed::<file::File>(path, text);
+    let named = match &checked {
+        Ok((file, _)) => Some(file.callers.keys_file.clone()),
+        // The keys file's mistakes are told even when this file has its own.
+        Err(_) => keys_file(text),
+    };
+    let keys_path = named.map(|named| resolve::beside(path, &named)).unwrap_or_default();
+    let keys = check_keys(&keys_path);
+    match checked {
+        Ok((file, located)) => resolve::Resolver::new(path, located).config(file, &keys_path, keys),
+        Err(Mistakes(mut mistakes)) => {
+            mistakes.extend(
+                keys.err()
+                    .into_iter()
+                    .filter_map(|wrong| match wrong {
+                        WrongKeys::Content(Mistakes(found)) => Some(found),
+                        WrongKeys::Unreadable(_) => None,
+                    })
+                    .flatten(),
+            );
+            Err(Mistakes(mistakes))
+        }
+    }
+}
+
+/// Why a keys file can not be used.
+enum WrongKeys {
+    /// There is none, or none that may be read.
+    Unreadable(std::io::Error),
+    /// Mistakes in it.
+    Content(Mistakes),
+}
+
+fn check_keys(path: &Path) -> Result<(file::Keys, yaml::Located), WrongKeys> {
+    let text = std::fs::read_to_string(path).map_err(WrongKeys::Unreadable)?;
+    check::typed::<file::Keys>(path, &text).map_err(WrongKeys::Content)
+}
+
+/// The keys file that broken text names.
+fn keys_file(text: &str) -> Option<PathBuf> {
+    let located = yaml::parse(text).ok()?;
+    located.value.pointer("/callers/keys_file")?.as_str().map(PathBuf::from)
 }
 
 fn read(path: &Path) -> Result<String, Mistakes> {

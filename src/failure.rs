@@ -86,7 +86,7 @@ pub enum Failure {
     /// The client does not take its answer.
     ClientStalled,
     /// No endpoint of the pool is healthy.
-    NoHealthyEndpoint,
+    NoHealthyEndpoint(Blame),
     /// No connection to the backend.
     ConnectFailed,
     /// No TLS with the backend.
@@ -152,7 +152,7 @@ impl Failure {
             Self::NotAllowed(_) => Row("not_allowed", 403, Client),
             Self::ClientClosed => Row("client_closed", 499, Client),
             Self::ClientStalled => Row("client_stalled", 499, Client),
-            Self::NoHealthyEndpoint => Row("no_healthy_endpoint", 503, InferenceService),
+            Self::NoHealthyEndpoint(blame) => Row("no_healthy_endpoint", 503, *blame),
             Self::ConnectFailed => Row("connect_failed", 502, Network),
             Self::TlsFailed => Row("tls_failed", 502, Network),
             Self::UpstreamClosed => Row("upstream_closed", 502, Network),
@@ -191,6 +191,15 @@ impl Failure {
         Self::Upstream(fault, blame)
     }
 
+    /// No endpoint of a pool could be picked; `by_platform` as in [`Self::upstream`].
+    pub fn no_endpoint(none: balance::NoEndpoint, by_platform: bool) -> Self {
+        match none {
+            balance::NoEndpoint::AllUnhealthy if by_platform => Self::NoHealthyEndpoint(Blame::Platform),
+            balance::NoEndpoint::AllUnhealthy => Self::NoHealthyEndpoint(Blame::InferenceService),
+            balance::NoEndpoint::AllTried => Self::ConnectFailed,
+        }
+    }
+
     /// What the client reads. Never holds a value that the client or the backend sent, save names of models and pools.
     pub fn message(&self) -> String {
         match self {
@@ -221,7 +230,7 @@ impl Failure {
             Self::NotAllowed(auth::NotAllowed::Pool(pool)) => format!("This API key may not use the pool `{pool}`."),
             Self::ClientClosed => "The client closed the request.".into(),
             Self::ClientStalled => "The client stopped reading the answer.".into(),
-            Self::NoHealthyEndpoint => "No endpoint of the pool is healthy at the moment.".into(),
+            Self::NoHealthyEndpoint(_) => "No endpoint of the pool is healthy at the moment.".into(),
             Self::ConnectFailed => "The gateway could not connect to any endpoint of the pool.".into(),
             Self::TlsFailed => "The gateway could not establish TLS with the backend.".into(),
             Self::UpstreamClosed => "The backend closed the connection before its answer was complete.".into(),
@@ -237,11 +246,14 @@ impl Failure {
         }
     }
 
-    /// The connection may serve the client's next request: only this one was refused, and its body is read or absent.
+    /// Only this request was refused: the connection may serve the client's next one.
     pub fn is_refusal(&self) -> bool {
+        self.is_framed() && self.blame() == Blame::Client && self.status() != 499
+    }
+
+    /// Where the request's body ends is known, and the client is still sending it.
+    pub fn is_framed(&self) -> bool {
         !matches!(self, Self::MalformedRequest(_) | Self::HeadersTooLarge | Self::BodyIncomplete | Self::BodyTimeout)
-            && self.blame() == Blame::Client
-            && self.status() != 499
     }
 }
 
@@ -306,15 +318,6 @@ impl From<route::NotFound> for Failure {
             route::NotFound::Method(allowed) => Self::MethodNotAllowed(allowed),
             route::NotFound::Pool(name) => Self::PoolNotFound(name),
             route::NotFound::NoDefault(rivals) => Self::NoDefaultPool(rivals),
-        }
-    }
-}
-
-impl From<balance::NoEndpoint> for Failure {
-    fn from(none: balance::NoEndpoint) -> Self {
-        match none {
-            balance::NoEndpoint::AllUnhealthy => Self::NoHealthyEndpoint,
-            balance::NoEndpoint::AllTried => Self::ConnectFailed,
         }
     }
 }

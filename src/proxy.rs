@@ -62,7 +62,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
-        edge::header_arrived();
+        edge::header_arrived(session.client_addr().and_then(|a| a.as_inet()).copied());
         self.recorder.begin();
         let client = &ctx.snapshot.client;
         let server_session = session.as_mut();

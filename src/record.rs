@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use pingora_http::RequestHeader;
+use http::request::Parts;
 use serde::Serialize;
 
 use crate::access_log::AccessLog;
@@ -103,7 +103,7 @@ impl Recorder {
     }
 
     /// A request has ended.
-    pub fn end(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &RequestHeader) {
+    pub fn end(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &Parts) {
         let failure = trail.failure.as_ref();
         self.telemetry.end(&Ended {
             api: trail.api.as_ref().map_or("", ApiName::as_str),
@@ -122,7 +122,7 @@ impl Recorder {
         }
     }
 
-    fn log(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &RequestHeader) {
+    fn log(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &Parts) {
         let failure = trail.failure.as_ref();
         let caller = trail.caller.as_deref();
         let line = Line {

@@ -29,6 +29,8 @@ pub struct Reloader {
     pub watch: Option<Duration>,
     /// The listeners in force, which only a restart changes.
     pub listeners: Vec<ListenerSettings>,
+    /// What they looked like when they were read, or before.
+    pub seen: Print,
     /// What is in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Where reloads are counted.
@@ -36,27 +38,26 @@ pub struct Reloader {
 }
 
 /// What tells one state of a file from another.
-type Print = Vec<Option<(SystemTime, u64)>>;
+pub type Print = Vec<Option<(SystemTime, u64)>>;
 
 impl Reloader {
     /// Runs until `asked` closes. Holds the probes of the snapshot in force.
     pub async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<Result<u64, String>>>) {
         let mut probes = probe::start(&self.snapshot.load());
-        let mut seen = print(&self.files);
         let look = self.watch.unwrap_or(Duration::from_secs(3600));
         loop {
             tokio::select! {
                 ask = asked.recv() => {
                     let Some(answer) = ask else { return };
+                    self.seen = print(&self.files);
                     let result = self.reload(&mut probes).await;
-                    seen = print(&self.files);
                     let _ = answer.send(result);
                 }
                 () = tokio::time::sleep(look), if self.watch.is_some() && self.path.is_some() => {
                     let now = print(&self.files);
-                    if now != seen {
+                    if now != self.seen {
                         // The print is taken first: a change while loading is seen next time.
-                        seen = now;
+                        self.seen = now;
                         let _ = self.reload(&mut probes).await;
                     }
                 }
@@ -74,7 +75,10 @@ impl Reloader {
                     tracing::warn!("the listeners changed in the file; they stay until the next start");
                 }
                 let generation = snapshot.generation;
-                self.files = files;
+                if files != self.files {
+                    self.seen = print(&files);
+                    self.files = files;
+                }
                 self.snapshot.store(Arc::new(snapshot));
                 *probes = probe::start(&self.snapshot.load());
                 self.telemetry.reloaded(Some(generation));
@@ -98,7 +102,8 @@ fn load(path: &Path, previous: &Snapshot) -> Result<Loaded, String> {
     Ok((snapshot, files, listeners))
 }
 
-fn print(files: &[PathBuf]) -> Print {
+/// Takes the print of files.
+pub fn print(files: &[PathBuf]) -> Print {
     let one = |path: &PathBuf| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.modified().ok()?, metadata.len()))

@@ -207,10 +207,10 @@ impl RouteTable {
             return self.find_in_pool(method, rest);
         }
         match own(path) {
-            Some((own, params)) if *method == Method::GET => {
+            Some((own, params)) if is_read(method) => {
                 return Ok(Route { target: Target::Own(own), params, prefix: 0 });
             }
-            Some(_) => return Err(NotFound::Method(vec![Method::GET])),
+            Some(_) => return Err(NotFound::Method(vec![Method::GET, Method::HEAD])),
             None => {}
         }
         let matched = self.paths.at(path).map_err(|_| NotFound::Path)?;
@@ -227,8 +227,15 @@ impl RouteTable {
     fn find_in_pool(&self, method: &Method, rest: &str) -> Result<Route, NotFound> {
         let name = rest.split('/').next().unwrap_or_default();
         let pool = *self.by_name.get(name).ok_or_else(|| NotFound::Pool(name.chars().take(100).collect()))?;
-        let api = &self.pools[pool.0].api;
-        let matched = self.paths.at(&rest[name.len()..]).map_err(|_| NotFound::Path)?;
+        let (api, path) = (&self.pools[pool.0].api, &rest[name.len()..]);
+        // A pool's models are what it serves under which names; its backends know neither aliases nor permissions.
+        if let Some((own @ (Own::Models | Own::Model), mut params)) = own(path)
+            && is_read(method)
+        {
+            params.push(("pool".into(), name.to_owned()));
+            return Ok(Route { target: Target::Own(own), params, prefix: POOLS.len() + name.len() });
+        }
+        let matched = self.paths.at(path).map_err(|_| NotFound::Path)?;
         let offered: Vec<&Candidate> = matched.value.iter().filter(|c| c.api == *api).collect();
         if offered.is_empty() {
             return Err(NotFound::Path);
@@ -297,6 +304,10 @@ fn of_method<'a>(
         return Err(NotFound::Method(allowed));
     }
     Ok(fitting)
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
 }
 
 fn own(path: &str) -> Option<(Own, Vec<(String, String)>)> {
@@ -408,7 +419,9 @@ mod tests {
     fn refusals_say_what_would_work() {
         assert_eq!(target(Method::GET, "/nothing"), Err(NotFound::Path));
         assert_eq!(target(Method::GET, "/v1/infer"), Err(NotFound::Method(vec![Method::POST])));
-        assert_eq!(target(Method::POST, "/v1/models"), Err(NotFound::Method(vec![Method::GET])));
+        assert_eq!(target(Method::POST, "/v1/models"), Err(NotFound::Method(vec![Method::GET, Method::HEAD])));
+        assert_eq!(target(Method::HEAD, "/v1/health/ready"), Ok(Target::Own(Own::Ready)));
+        assert_eq!(target(Method::GET, "/pools/chat/v1/models"), Ok(Target::Own(Own::Models)));
         assert_eq!(target(Method::GET, "/v1/models/a/b"), Ok(Target::Own(Own::Model)));
     }
 }

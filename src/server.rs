@@ -28,7 +28,7 @@ use crate::proxy::edge::Edge;
 use crate::proxy::settings::ListenerSettings;
 use crate::proxy::snapshot::Snapshot;
 use crate::record::Recorder;
-use crate::reload::{Ask, Reloader};
+use crate::reload::{self, Ask, Reloader};
 use crate::telemetry::Telemetry;
 
 mod tls;
@@ -40,6 +40,8 @@ const KEPT_CONNECTIONS: usize = 1024;
 
 /// Serves until a signal ends it. `path` is the file to reload from; `ready` runs once everything listens.
 pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 'static) -> Result<()> {
+    // Before anything listens: whoever sees this process serve may change its files at once.
+    let seen = reload::print(&config.files);
     let access_log = access_log(&config)?;
     let telemetry = Arc::new(Telemetry::new(access_log.dropped())?);
     let Config { listeners, admin, max_connections, watch, settle, grace, threads, proxy, files, .. } = config;
@@ -74,7 +76,8 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         options.h2c = http2_cleartext;
         options.h2_idle_timeout = Some(idle_timeout);
         proxy.server_options = Some(options);
-        let edge = Edge { proxy: Arc::new(proxy), header_timeout, max_connections, open: Arc::clone(&open) };
+        let edge =
+            Edge { proxy: Arc::new(proxy), header_timeout, max_connections, open: Arc::clone(&open), http2_cleartext };
         let mut service = Service::new(if http2_cleartext { "edge-h2c" } else { "edge" }.into(), edge);
         for listener in chosen {
             let address = listener.address.to_string();
@@ -89,6 +92,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let (ask, asked) = mpsc::channel(4);
     let reloader = Reloader {
         path,
+        seen,
         files,
         watch,
         listeners: listeners.clone(),

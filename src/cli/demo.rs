@@ -16,6 +16,11 @@ pub const DEMO_KEY: &str = "ngk_demo_0123456789abcdef";
 
 const CONFIG: &str = include_str!("../../config/demo.yaml");
 
+const CHAT: &str =
+    r#"{"model": "meta/llama-3.1-8b-instruct", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}"#;
+const VISION: &str =
+    r#"{"model": "nvidia/cosmos-reason1-7b", "messages": [{"role": "user", "content": "Count"}], "stream": true}"#;
+
 /// The simulators, and the names by which the configuration calls their URLs.
 const BACKENDS: [(&str, Kind); 9] = [
     ("CHAT_0", Kind::Llm),
@@ -40,8 +45,6 @@ pub(super) fn run(demo: &Demo, mut out: impl Write + Send + 'static) -> Result<(
     let path = directory.join("nimgate.yaml");
     let config = config::load(&path)?;
     let banner = banner(demo, &directory);
-    let log = config::load(&path)?.access_log;
-    tracing::debug!(?log, "demo");
     server::run(config, Some(path), move || {
         let _ = out.write_all(banner.as_bytes()).and_then(|()| out.flush());
     })?;
@@ -83,22 +86,30 @@ fn banner(demo: &Demo, directory: &Path) -> String {
     let post = |path: &str, body: &str| {
         format!("curl -sS {url}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'")
     };
-    let function = sim::SLOW_FUNCTION;
     [
         format!("nimgate {} demo: simulated NIM, NVCF and Curator backends\n", env!("CARGO_PKG_VERSION")),
         format!("  gateway   {url}   (base URL of an OpenAI SDK: {url}/v1)"),
         format!("  key       {key}"),
         format!("  APIs      {url}/docs"),
         format!("  admin     http://{}/state, /metrics", demo.admin),
-        format!("  files     {}   (nimgate.yaml is reloaded when it changes; access.log)\n", directory.display()),
-        "Try:\n".into(),
-        post("/v1/chat/completions", r#"{"model": "meta/llama-3.1-8b-instruct", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}"#),
-        format!("{} -N\n", post("/v1/chat/completions", r#"{"model": "nvidia/cosmos-reason1-7b", "messages": [{"role": "user", "content": "Count"}], "stream": true}"#)),
-        post("/v1/embeddings", r#"{"model": "nvidia/nv-embedqa-e5-v5", "input": ["GPU"], "input_type": "query"}"#).replace("curl -sS", "curl -sS --max-filesize 1000000"),
-        post("/v1/infer", r#"{"prompt": "a rainy street", "video_params": {"height": 704, "width": 1281}}"#) + "   # refused: the width is no multiple of 8",
-        post(&format!("/v2/nvcf/pexec/functions/{function}"), r#"{"x": 1}"#) + " -i -H 'NVCF-POLL-SECONDS: 1'   # 202, then poll",
-        format!("curl -sS {url}/v1/cosmos/datasets?filter=by:org -H 'Authorization: Bearer {key}'"),
-        post("/v1/chat/completions", r#"{"model": "meta/llama-3.1-8b-instruct", "messages": [{"role": "user", "content": "Hello"}]}"#) + " -i -H 'x-sim-fault: status=503'   # whose failure is it?",
+        format!("  files     {}   (nimgate.yaml is reloaded when it changes; access.log)", directory.display()),
+        "\nA chat:".into(),
+        post("/v1/chat/completions", CHAT),
+        "\nA stream from a vision model:".into(),
+        format!("{} -N", post("/v1/chat/completions", VISION)),
+        "\nEmbeddings:".into(),
+        post("/v1/embeddings", r#"{"model": "nvidia/nv-embedqa-e5-v5", "input": ["GPU"], "input_type": "query"}"#),
+        "\nRefused before a GPU second is spent, since the width is no multiple of 8:".into(),
+        post("/v1/infer", r#"{"prompt": "a rainy street", "video_params": {"height": 704, "width": 1281}}"#),
+        "\nA slow cloud function, which answers 202 to be polled:".into(),
+        format!(
+            "{} -i -H 'NVCF-POLL-SECONDS: 1'",
+            post(&format!("/v2/nvcf/pexec/functions/{}", sim::SLOW_FUNCTION), "{}")
+        ),
+        "\nCurator's datasets:".into(),
+        format!("curl -sS '{url}/v1/cosmos/datasets?filter=by:org' -H 'Authorization: Bearer {key}'"),
+        "\nA failure, and whose it is (x-nimgate-error, x-nimgate-blame):".into(),
+        format!("{} -i -H 'x-sim-fault: status=503'", post("/v1/chat/completions", CHAT)),
         "\nStop with Ctrl-C.\n".into(),
     ]
     .join("\n")

@@ -35,74 +35,139 @@ pub(super) fn typed<T: JsonSchema + DeserializeOwned>(path: &Path, text: &str) -
         mistakes.sort_by_key(|m| m.place);
         return Err(Mistakes(mistakes));
     }
-    let typed = serde_json::from_value(located.value.clone());
-    typed.map(|typed| (typed, located)).map_err(|e| one(mistake(start, String::new(), e.to_string())))
+    let mut value = located.value.clone();
+    whole_numbers(&mut value);
+    // What the schema lets pass, serde takes; should the two ever differ, serde's words may quote a value.
+    let typed = serde_json::from_value(value);
+    let reason = || "this file fits its schema but can not be read; please report this".into();
+    typed.map(|typed| (typed, located)).map_err(|_| one(mistake(start, String::new(), reason())))
 }
 
-/// A violation as places and reasons: an unknown key stands for itself.
+/// A violation as places and reasons: an unknown key stands for itself. Reasons name what was expected and never quote
+/// a value, which may be a secret in the wrong place.
 fn explain(schema: &Value, error: &ValidationError<'_>) -> Vec<(String, String)> {
     let at = error.instance_path().to_string();
     let keyword = schema.pointer(error.schema_path().as_str());
     let parent = error.schema_path().as_str().rsplit_once('/').and_then(|(parent, _)| schema.pointer(parent));
+    let stated = |name: &str| parent.and_then(|p| p.get(name));
+    let found = kind_of(error.instance());
     let reason = match error.kind() {
         Kind::AdditionalProperties { unexpected } => {
-            let known: Vec<&str> = parent
-                .and_then(|p| p.get("properties")?.as_object())
-                .into_iter()
-                .flatten()
-                .map(|(k, _)| k.as_str())
-                .collect();
+            let known = stated("properties").and_then(Value::as_object).into_iter().flatten();
+            let known: Vec<&str> = known.map(|(k, _)| k.as_str()).collect();
             let reason = format!("unknown key; expected one of {}", known.join(", "));
-            return unexpected.iter().map(|key| (format!("{at}/{key}"), reason.clone())).collect();
+            return unexpected.iter().map(|key| (format!("{at}/{}", escaped(key)), reason.clone())).collect();
         }
-        Kind::Required { property } => format!("the key {property} is required"),
-        Kind::Type { kind: TypeKind::Single(one) } => format!("expected {one}, found {}", kind_of(error.instance())),
+        Kind::Required { property } => format!("the key {} is required", property.as_str().unwrap_or_default()),
+        Kind::Type { kind: TypeKind::Single(one) } => expected(word(&one.to_string()), found),
         Kind::Type { kind: TypeKind::Multiple(many) } => {
-            let names: Vec<String> = many.iter().map(|t| t.to_string()).collect();
-            format!("expected {}, found {}", names.join(" or "), kind_of(error.instance()))
+            let names: Vec<String> = many.iter().map(|t| t.to_string()).filter(|t| t != "null").collect();
+            expected(&names.iter().map(|n| word(n)).collect::<Vec<_>>().join(" or "), found)
+        }
+        // An optional section that is there: what is wrong stands within it.
+        Kind::AnyOf { context } if context.len() == 2 => {
+            let inner = context.iter().find(|errors| !errors.iter().all(is_null_wanted));
+            return inner.into_iter().flatten().flat_map(|error| explain(schema, error)).collect();
         }
         Kind::OneOfNotValid { .. } | Kind::OneOfMultipleValid { .. } | Kind::AnyOf { .. } => {
-            format!("expected {}", forms(schema, keyword))
+            expected(&listed(&forms(schema, keyword)), found)
         }
+        Kind::Minimum { .. } | Kind::Maximum { .. } => match (stated("minimum"), stated("maximum")) {
+            (Some(least), Some(most)) => format!("expected a whole number from {least} to {most}"),
+            (Some(least), None) => format!("expected a whole number of at least {least}"),
+            (None, Some(most)) => format!("expected a whole number of at most {most}"),
+            (None, None) => "expected another number".into(),
+        },
+        Kind::MinItems { limit } => format!("expected at least {limit} in the list"),
+        Kind::MaxItems { limit } => format!("expected at most {limit} in the list"),
+        Kind::MinLength { .. } => "expected text, found none".into(),
+        Kind::MaxLength { limit } => format!("expected at most {limit} characters"),
         Kind::Pattern { pattern } => format!("expected text that matches {pattern}"),
-        _ => error.to_string(),
+        other => format!("does not hold to the keyword {} of the schema (nimgate schema)", other.keyword()),
     };
     vec![(at, reason)]
 }
 
+fn expected(what: &str, found: &str) -> String {
+    let hint = if what == "text" && matches!(found, "a number" | "true or false") { "; put it in quotes" } else { "" };
+    format!("expected {what}, found {found}{hint}")
+}
+
+/// The branch of an optional value that only nothing would satisfy.
+fn is_null_wanted(error: &ValidationError<'_>) -> bool {
+    matches!(error.kind(), Kind::Type { kind: TypeKind::Single(jsonschema::JsonType::Null) })
+}
+
 /// The alternatives of a `oneOf` or `anyOf` in words.
-fn forms(schema: &Value, alternatives: Option<&Value>) -> String {
+fn forms(schema: &Value, alternatives: Option<&Value>) -> Vec<String> {
     let mut words = Vec::new();
     for form in alternatives.and_then(Value::as_array).into_iter().flatten() {
         let target = form.get("$ref").and_then(Value::as_str).and_then(|t| schema.pointer(t.strip_prefix('#')?));
-        if let Some(inner) = target.and_then(|t| t.get("oneOf")) {
-            words.push(forms(schema, Some(inner)));
-            continue;
-        }
         let form = target.unwrap_or(form);
         if let Some(constant) = form.get("const") {
-            words.push(constant.to_string());
-        } else if let Some(options) = form.get("enum").and_then(Value::as_array) {
-            words.extend(options.iter().map(ToString::to_string));
+            words.push(constant.as_str().map_or_else(|| constant.to_string(), str::to_owned));
         } else if let Some(properties) = form.get("properties").and_then(Value::as_object) {
             let names: Vec<&str> = properties.keys().map(String::as_str).collect();
             words.push(format!("{{{}: …}}", names.join(", ")));
         } else if let Some(kind) = form.get("type").and_then(Value::as_str) {
-            words.push(kind.to_owned());
+            words.push(word(kind).to_owned());
         }
     }
-    words.join(" or ")
+    words
+}
+
+/// `a, b or c`.
+fn listed(words: &[String]) -> String {
+    match words {
+        [] => "another form".into(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}
+
+/// A type of JSON Schema as YAML's readers call it.
+fn word(kind: &str) -> &str {
+    match kind {
+        "null" => "nothing",
+        "boolean" => "true or false",
+        "integer" => "a whole number",
+        "number" => "a number",
+        "string" => "text",
+        "array" => "a list",
+        "object" => "a mapping",
+        other => other,
+    }
 }
 
 fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
-        Value::Bool(_) => "a boolean",
+        Value::Bool(_) => "true or false",
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",
         Value::Object(_) => "a mapping",
     }
+}
+
+/// `1e3` is a whole number in YAML as in JSON Schema, but not to serde.
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            let whole = number.as_f64().filter(|f| number.is_f64() && f.fract() == 0.0 && f.abs() < 9e15);
+            if let Some(whole) = whole {
+                *value = (whole as i64).into();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(members) => members.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
+}
+
+/// A key as a step of a JSON pointer.
+pub(super) fn escaped(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
 }
 
 /// `/pools/0/name` as `pools[0].name`.

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $ty:ty = $default:expr,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, Deserialize, JsonSchema)]
+        #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
         #[serde(deny_unknown_fields, default)]
         pub struct $name { $($(#[$field_doc])* pub $field: $ty,)* }
 
@@ -23,7 +23,7 @@ macro_rules! section {
 }
 
 /// The configuration of nimgate.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct File {
     /// Where callers connect.
@@ -65,7 +65,7 @@ fn default_listeners() -> Vec<Listener> {
 }
 
 /// One address where callers connect.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// IP address and port.
@@ -79,7 +79,7 @@ pub struct Listener {
 }
 
 /// TLS of a listener.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
     /// PEM file with the certificate chain.
@@ -107,7 +107,8 @@ section! {
         /// Connections open at once, over all listeners. Further ones are closed at once.
         #[schemars(range(min = 1, max = 1_000_000))]
         max_connections: u32 = 20_000,
-        /// Time for a whole request header, from the connection or the previous answer's end.
+        /// Time for a whole request header, from the connection on; on a kept connection, on top of
+        /// `keepalive_timeout_ms`.
         #[schemars(range(min = 100, max = 3_600_000))]
         header_timeout_ms: u64 = 10_000,
         /// Time for a whole request body that is read before it is forwarded.
@@ -149,7 +150,7 @@ section! {
 }
 
 /// Who may call.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Callers {
     /// YAML file with the keys' records (`nimgate keys new` prints one). Relative to this file.
@@ -176,7 +177,7 @@ section! {
 }
 
 /// Where access-log lines go.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogTarget {
     /// Standard output.
@@ -220,7 +221,7 @@ section! {
 }
 
 /// Interchangeable endpoints that serve one API.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
     /// Its name: letters, digits, `.`, `_` and `-`. Part of `/pools/NAME/…` and a label in metrics.
@@ -274,7 +275,7 @@ pub struct Pool {
 }
 
 /// What stands behind a pool's endpoints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// NIM containers, or anything that speaks their API.
@@ -287,7 +288,7 @@ pub enum Kind {
 }
 
 /// A function of NVCF.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Function {
     /// Its id, a UUID.
@@ -303,7 +304,7 @@ pub struct Function {
 }
 
 /// How a function is invoked.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Invocation {
     /// On the invocation host, the path unchanged.
@@ -314,7 +315,7 @@ pub enum Invocation {
 }
 
 /// A model that a pool serves.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// The name that callers use, and that permissions and metrics name.
@@ -325,11 +326,12 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// The name that the backend knows, where it differs.
     #[serde(default)]
+    #[schemars(length(min = 1))]
     pub backend_model: Option<String>,
 }
 
 /// One backend.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Endpoint {
     /// `http://host[:port]` or `https://host[:port]`, without a path.
@@ -337,7 +339,7 @@ pub struct Endpoint {
 }
 
 /// A secret: in an environment variable or a file, never here.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Secret {
     /// The name of an environment variable.
@@ -347,7 +349,7 @@ pub enum Secret {
 }
 
 /// The credential of a pool.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
     /// Where the secret is.
@@ -369,7 +371,7 @@ fn bearer() -> String {
 }
 
 /// How strictly requests are checked.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Validation {
     /// By the schema; unknown fields pass.
@@ -382,7 +384,7 @@ pub enum Validation {
 }
 
 /// Whether URLs that the container would fetch are allowed.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UrlInput {
     /// Any.
@@ -395,8 +397,9 @@ pub enum UrlInput {
 section! {
     /// Probing the endpoints.
     Health {
-        /// Whether to probe. Without it, endpoints count as healthy.
-        enabled: bool = true,
+        /// Whether to probe; without it, endpoints count as healthy. By default, pools of kind `nim` are probed and
+        /// others are not: NVCF and NGC have no such path.
+        enabled: Option<bool> = None,
         /// Path to ask for; only the status counts, 200 to 299 is healthy.
         path: String = "/v1/health/ready".into(),
         /// Time between probes.
@@ -457,7 +460,7 @@ section! {
 }
 
 /// The keys file.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
     /// The keys.
@@ -465,7 +468,7 @@ pub struct Keys {
 }
 
 /// One key.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     /// The public part: what stands between `ngk_` and the next `_`.

@@ -47,14 +47,19 @@ pub struct BadYaml {
     pub reason: String,
 }
 
-/// Parses one document: scalars by the YAML 1.2 core schema; anchors and aliases are refused, as are duplicate keys.
+/// Parses one document: scalars by the YAML 1.2 core schema; aliases, tags, duplicate keys and further
+/// documents are refused.
 pub fn parse(text: &str) -> Result<Located, BadYaml> {
     let mut reader = Reader { events: Parser::new_from_str(text), places: HashMap::new() };
     let value = loop {
         match reader.next()? {
             (Event::StreamStart | Event::DocumentStart(_) | Event::Nothing, _) => {}
             (Event::StreamEnd | Event::DocumentEnd, _) => break Value::Null,
-            (event, span) => break reader.value(event, span, "")?,
+            (event, span) => {
+                let value = reader.value(event, span, "")?;
+                reader.end()?;
+                break value;
+            }
         }
     };
     Ok(Located { value, places: reader.places })
@@ -87,17 +92,36 @@ impl<'a, I: saphyr_parser::Input> Reader<'a, I> {
         }
     }
 
+    /// Nothing may follow the document: it would not be read.
+    fn end(&mut self) -> Result<(), BadYaml> {
+        loop {
+            let (event, span) = self.next()?;
+            match event {
+                Event::StreamEnd => return Ok(()),
+                Event::DocumentEnd | Event::Nothing => {}
+                _ => {
+                    return Err(BadYaml {
+                        place: place_of(span),
+                        reason: "expected one document, found a second".into(),
+                    });
+                }
+            }
+        }
+    }
+
     fn value(&mut self, event: Event<'a>, span: Span, pointer: &str) -> Result<Value, BadYaml> {
-        let place = Place { line: span.start.line(), column: span.start.col() + 1 };
+        let place = place_of(span);
         self.places.entry(pointer.to_owned()).or_insert(place);
         let bad = |reason: String| Err(BadYaml { place, reason });
         if pointer.matches('/').count() > DEEPEST {
             return bad(format!("nested deeper than {DEEPEST} levels"));
         }
         match event {
-            Event::Scalar(text, style, _, None) => Ok(scalar(&text, style)),
-            Event::Scalar(_, _, _, Some(tag)) => bad(format!("tags such as !{} are not supported", tag.suffix)),
             Event::Alias(_) => bad("aliases are not supported".into()),
+            Event::Scalar(_, _, _, Some(tag))
+            | Event::SequenceStart(_, Some(tag))
+            | Event::MappingStart(_, Some(tag)) => bad(format!("tags such as !{} are not supported", tag.suffix)),
+            Event::Scalar(text, style, ..) => Ok(scalar(&text, style)),
             Event::SequenceStart(..) => self.sequence(pointer),
             Event::MappingStart(..) => self.mapping(pointer),
             other => bad(format!("unexpected {other:?}")),
@@ -120,7 +144,7 @@ impl<'a, I: saphyr_parser::Input> Reader<'a, I> {
         let mut members = Map::new();
         loop {
             let (event, span) = self.next()?;
-            let place = Place { line: span.start.line(), column: span.start.col() + 1 };
+            let place = place_of(span);
             let key = match event {
                 Event::MappingEnd | Event::StreamEnd => return Ok(Value::Object(members)),
                 Event::Scalar(text, ..) => text.into_owned(),
@@ -136,6 +160,10 @@ impl<'a, I: saphyr_parser::Input> Reader<'a, I> {
             members.insert(key, value);
         }
     }
+}
+
+fn place_of(span: Span) -> Place {
+    Place { line: span.start.line(), column: span.start.col() + 1 }
 }
 
 fn scalar(text: &str, style: ScalarStyle) -> Value {
@@ -190,7 +218,10 @@ mod tests {
             ("a: 1\nb: 2\na: 3\n", 3, "twice"),
             ("a: &x 1\nb: *x\n", 2, "aliases"),
             ("a: !secret x\n", 1, "tags"),
+            ("a:\nb: !map {}\n", 2, "tags"),
             ("a: [1\nb: 2", 2, ""),
+            ("a: 1\n---\nb: 2\n", 2, "a second"),
+            ("a:\n\tb: 1\n", 2, "tab"),
         ] {
             let bad = parse(text).unwrap_err();
             assert!(bad.place.line >= line && bad.reason.contains(wanted), "{bad:?}");

@@ -1,7 +1,9 @@
 //! Edge: bounds on connections that pingora does not have: how many there are, and how long a header may take.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,6 +18,10 @@ tokio::task_local! {
     static CONNECTION: Arc<Deadline>;
 }
 
+/// Connections of clear-text HTTP/2 listeners before their first request: its streams run in tasks of their own, which
+/// know the connection by its client's address only. Bounded by the number of connections.
+static NEW: LazyLock<Mutex<HashMap<SocketAddr, Arc<Deadline>>>> = LazyLock::new(Mutex::default);
+
 /// The proxy behind its bounds.
 pub struct Edge {
     /// The proxy.
@@ -26,6 +32,8 @@ pub struct Edge {
     pub max_connections: usize,
     /// How many are open, over all listeners.
     pub open: Arc<AtomicUsize>,
+    /// Connections may turn out to be HTTP/2 in clear text.
+    pub http2_cleartext: bool,
 }
 
 /// When the connection is to be closed unless a header arrives; milliseconds since it was made, 0 for never.
@@ -40,6 +48,23 @@ struct Place(Arc<AtomicUsize>);
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection's entry in [`NEW`], which ends with it.
+struct Listed(SocketAddr);
+
+impl Listed {
+    fn new(stream: &Stream, deadline: &Arc<Deadline>) -> Option<Self> {
+        let client = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
+        NEW.lock().unwrap_or_else(PoisonError::into_inner).insert(client, Arc::clone(deadline));
+        Some(Self(client))
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        NEW.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
     }
 }
 
@@ -66,9 +91,14 @@ impl Deadline {
     }
 }
 
-/// A request's header has arrived on this connection.
-pub fn header_arrived() {
-    let _ = CONNECTION.try_with(|c| c.at.store(0, Ordering::Relaxed));
+/// A request's header has arrived on the connection of this client.
+pub fn header_arrived(client: Option<SocketAddr>) {
+    let disarm = |deadline: &Arc<Deadline>| deadline.at.store(0, Ordering::Relaxed);
+    if CONNECTION.try_with(disarm).is_ok() {
+        return;
+    }
+    let new = client.and_then(|address| NEW.lock().unwrap_or_else(PoisonError::into_inner).remove(&address));
+    new.iter().for_each(disarm);
 }
 
 /// A request has ended; the next header may take this long.
@@ -91,6 +121,7 @@ impl ServerApp for Edge {
         let deadline = Arc::new(Deadline { made: Instant::now(), at: AtomicU64::new(0) });
         deadline.arm(self.header_timeout);
         let watched = Arc::clone(&deadline);
+        let _listed = self.http2_cleartext.then(|| Listed::new(&stream, &deadline)).flatten();
         CONNECTION
             .scope(deadline, async {
                 tokio::select! {

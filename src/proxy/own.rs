@@ -70,10 +70,13 @@ pub fn public(own: Own, snapshot: &Snapshot, headers: &HeaderMap) -> Option<Repl
 pub fn answer(own: Own, snapshot: &Snapshot, caller: &Caller, route: &Route) -> Result<Reply, Failure> {
     caller.require_scope(MODELS_SCOPE)?;
     match own {
-        Own::Models => Ok(json_reply(200, &json!({ "object": "list", "data": models(snapshot, caller) }))),
+        Own::Models => {
+            let listed = models(snapshot, caller, param(route, "pool"));
+            Ok(json_reply(200, &json!({ "object": "list", "data": listed })))
+        }
         Own::Model => {
-            let wanted = route.params.first().map(|(_, v)| super::params::decoded(v)).unwrap_or_default();
-            let mut all = models(snapshot, caller);
+            let wanted = param(route, "model").map(super::params::decoded).unwrap_or_default();
+            let mut all = models(snapshot, caller, param(route, "pool"));
             let found = all.iter().position(|m| m["id"] == wanted.as_str()).map(|at| all.swap_remove(at));
             let shown: String = wanted.chars().take(200).collect();
             found.map(|m| json_reply(200, &m)).ok_or(Failure::ModelNotFound(shown, ModelProblem::Nowhere))
@@ -81,6 +84,10 @@ pub fn answer(own: Own, snapshot: &Snapshot, caller: &Caller, route: &Route) -> 
         Own::Metadata => Ok(json_reply(200, &metadata(snapshot, caller))),
         Own::Live | Own::Ready | Own::OpenApi | Own::Docs => Err(Failure::PathNotFound),
     }
+}
+
+fn param<'a>(route: &'a Route, name: &str) -> Option<&'a str> {
+    route.params.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
 }
 
 fn health(good: bool, message: &str, status: &str) -> Reply {
@@ -98,10 +105,11 @@ fn openapi(snapshot: &Snapshot, _headers: &HeaderMap) -> Bytes {
 }
 
 /// The models that this caller may use and whose pool is alive, sorted by name, in OpenAI's shape.
-fn models(snapshot: &Snapshot, caller: &Caller) -> Vec<Value> {
+fn models(snapshot: &Snapshot, caller: &Caller, within: Option<&str>) -> Vec<Value> {
     let usable = |(pool, entry): &&(PoolIndex, ModelEntry)| {
         let state = snapshot.pool(*pool);
         state.pool.is_available()
+            && within.is_none_or(|name| state.settings.name.as_str() == name)
             && caller.require_model(&entry.id).is_ok()
             && caller.require_pool(&state.settings.name).is_ok()
     };

@@ -108,7 +108,10 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
         // Only before anything was sent upstream is the client's side of the exchange known to be whole.
         let reusable = failure.is_refusal() && ctx.admitted.is_none();
         match answer(server_session, &failure, ctx, reusable).await {
-            Ok(()) => return FailToProxy { error_code: status, can_reuse_downstream: reusable },
+            Ok(()) if reusable => return FailToProxy { error_code: status, can_reuse_downstream: true },
+            // A connection that is closed on a client which still sends is reset, and the answer lost with it.
+            Ok(()) if failure.is_framed() => drop(server_session.drain_request_body().await),
+            Ok(()) => {}
             Err(_) => server_session.shutdown().await,
         }
     }
@@ -146,9 +149,9 @@ async fn answer(session: &mut ServerSession, failure: &Failure, ctx: &RequestCon
         _ => {}
     }
     decorate(&mut header, ctx)?;
-    if reusable {
-        session.set_total_drain_timeout(Some(DRAIN));
-    } else {
+    session.set_total_drain_timeout(Some(DRAIN));
+    session.set_close_on_response_before_downstream_finish(!reusable);
+    if !reusable {
         session.set_keepalive(None);
     }
     session.write_response_header(Box::new(header)).await?;
@@ -165,9 +168,13 @@ pub async fn send(session: &mut Session, ctx: &RequestContext, reply: Reply) -> 
         header.insert_header(header::CONTENT_LENGTH, reply.body.len())?;
     }
     decorate(&mut header, ctx)?;
-    session.as_mut().set_total_drain_timeout(Some(DRAIN));
-    session.as_mut().write_response_header(Box::new(header)).await?;
-    session.as_mut().write_response_body(reply.body, true).await
+    let is_head = session.req_header().method == http::Method::HEAD;
+    let body = if is_head { Bytes::new() } else { reply.body };
+    let server_session = session.as_mut();
+    server_session.set_total_drain_timeout(Some(DRAIN));
+    server_session.set_close_on_response_before_downstream_finish(false);
+    server_session.write_response_header(Box::new(header)).await?;
+    server_session.write_response_body(body, true).await
 }
 
 /// What every answer carries: the request's id, the pool that served it, what browsers need.

@@ -24,7 +24,9 @@ pub fn peer(ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
     let state = snapshot.pool(ctx.admitted()?.pool);
     // The lease of a failed attempt ends before the next pick.
     ctx.lease = None;
-    let lease = state.pool.pick(&ctx.tried).map_err(|none| super::respond::into_error(Failure::from(none)))?;
+    let by_platform = state.settings.kind != Kind::Nim;
+    let picked = state.pool.pick(&ctx.tried);
+    let lease = picked.map_err(|none| super::respond::into_error(Failure::no_endpoint(none, by_platform)))?;
     ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
     ctx.trail.attempts += 1;
     let peer = build_peer(state, lease.address(), &lease.endpoint().settings().host);

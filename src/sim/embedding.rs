@@ -48,6 +48,8 @@ struct Usage {
 /// What both families boil a request down to.
 struct Job<'a> {
     model: &'a str,
+    /// The model without a `-query` or `-passage` suffix, which stands for `input_type` and nothing more.
+    base: &'a str,
     /// Texts that the vectors follow from.
     items: Vec<String>,
     /// The part of the seed that is neither model nor text.
@@ -85,7 +87,7 @@ async fn run(nim: &Nim, job: Job<'_>) -> Response {
     let slot = nim.engine.admit().await;
     tokio::time::sleep(nim.settings.time_to_first_token).await;
     let data = job.items.iter().enumerate().map(|(index, item)| {
-        let floats = vector(&[job.model, job.kind, item], job.length);
+        let floats = vector(&[job.base, job.kind, item], job.length);
         let embedding = if job.base64 { Vector::Base64(encode(&floats)) } else { Vector::Floats(floats) };
         Item { object: "embedding", index, embedding }
     });
@@ -117,7 +119,7 @@ fn retriever<'a>(nim: &Nim, value: &'a Value) -> Result<Job<'a>, Refusal> {
     let items = fit(items, value.get("truncate").and_then(Value::as_str).unwrap_or("NONE"), longest_input(model))?;
     let tokens = items.iter().map(|item| text::count(item)).sum();
     let usage = Usage { num_videos: None, prompt_tokens: tokens, total_tokens: tokens };
-    Ok(Job { model: named, items, kind, length: dimensions(value, model)?, base64: base64(value)?, usage })
+    Ok(Job { model: named, base: model, items, kind, length: dimensions(value, model)?, base64: base64(value)?, usage })
 }
 
 fn embed1<'a>(nim: &Nim, value: &'a Value) -> Result<Job<'a>, Refusal> {
@@ -144,7 +146,7 @@ fn embed1<'a>(nim: &Nim, value: &'a Value) -> Result<Job<'a>, Refusal> {
     let tokens = items.iter().filter(text).map(|item| text::count(item)).sum();
     let usage = Usage { num_videos: Some(videos), prompt_tokens: tokens, total_tokens: tokens };
     // Both towers share one space, so the same text has the same vector whatever the request type.
-    Ok(Job { model, items, kind: "", length: 256, base64: base64(value)?, usage })
+    Ok(Job { model, base: model, items, kind: "", length: 256, base64: base64(value)?, usage })
 }
 
 /// A string, a list of strings, one list of token ids, or a list of such lists.

@@ -35,3 +35,4 @@ HTTP_STATUS=$(echo "$S3_DATASET_RESPONSE" | tail -n 1)
 S3_DATASET_JSON=$(echo "$S3_DATASET_RESPONSE" | sed '$d')
 S3_DATASET_ID=$(echo "$S3_DATASET_JSON" | jq -r '.id')
 echo "S3 dataset created with ID: ${S3_DATASET_ID}"
+echo "S3 processing will happen asynchronously."

@@ -7,11 +7,11 @@ max_tokens=256,
 stream=True,
 )
 for chunk in stream:
-delta = chunk.choices[0].delta
-if delta and delta.content:
-text = delta.content
-# Print immediately and without a newline to update the output as the response is
-# streamed in.
-print(text, end="", flush=True)
+    delta = chunk.choices[0].delta
+    if delta and delta.content:
+        text = delta.content
+        # Print immediately and without a newline to update the output as the response is
+        # streamed in.
+        print(text, end="", flush=True)
 # Final newline.
 print()

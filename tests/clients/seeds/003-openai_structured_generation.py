@@ -29,14 +29,14 @@ ALWAYS respond in this format in English:
 </answer>
 """
 class MoveAction(BaseModel):
-type: Literal["move"]
-direction: str
-distance_m: float
+    type: Literal["move"]
+    direction: str
+    distance_m: float
 class TurnAction(BaseModel):
-type: Literal["turn"]
-angle_deg: float
+    type: Literal["turn"]
+    angle_deg: float
 class ActionsPayload(BaseModel):
-actions: List[Union[MoveAction, TurnAction]]
+    actions: List[Union[MoveAction, TurnAction]]
 # Example prompt/messages
 messages = [
 {"role": "user", "content": [{"type": "text", "text": _SYSTEM_PROMPT}]},

@@ -1,2 +1,2 @@
 with open("video.mp4", "rb") as f:
-video_b64 = base64.b64encode(f.read()).decode()
+    video_b64 = base64.b64encode(f.read()).decode()

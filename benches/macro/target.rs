@@ -1,0 +1,255 @@
+//! What is measured: the ways from the load generator to the upstream.
+
+use std::env;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nimgate::auth::NewKey;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
+
+use crate::bodies;
+use crate::client::Connection;
+use crate::process::Process;
+use crate::workload::Workload;
+
+/// Threads, or worker processes, that every proxy has.
+pub const THREADS: usize = 2;
+
+/// A way from the load generator to the upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// No proxy.
+    Direct,
+    /// A bare pingora pass-through.
+    Pingora,
+    /// nginx without buffering.
+    Nginx,
+    /// nimgate with keys, validation, routing, probes, access log and metrics.
+    Nimgate,
+}
+
+/// A target that takes requests.
+pub struct Running {
+    /// Which one.
+    pub target: Target,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its process; absent for the direct way.
+    pub process: Option<Process>,
+}
+
+/// The upstream, the targets in front of it, and the directory of their files.
+pub struct Stage {
+    /// The targets.
+    pub targets: Vec<Running>,
+    /// The key that nimgate takes.
+    pub key: String,
+    access_log: PathBuf,
+    // Fields are dropped in this order: the proxies above, what they lean on below.
+    _upstream: Process,
+    _directory: tempfile::TempDir,
+}
+
+impl Target {
+    /// All, in the order of the table.
+    pub const ALL: [Self; 4] = [Self::Direct, Self::Pingora, Self::Nginx, Self::Nimgate];
+
+    /// Its name in the table and for `--only`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Pingora => "pingora",
+            Self::Nginx => "nginx",
+            Self::Nimgate => "nimgate",
+        }
+    }
+
+    /// Whether it can be had on this machine.
+    pub fn is_installed(self) -> bool {
+        self != Self::Nginx || nginx().is_some()
+    }
+}
+
+impl Stage {
+    /// Starts the upstream and the targets, and waits until each takes connections.
+    pub async fn set(targets: &[Target]) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("nimgate-bench-").tempdir()?;
+        let path = directory.path();
+        let key = NewKey::generate().map_err(|e| anyhow!("no random numbers: {e}"))?;
+        let mut addresses = free_addresses(targets.len() + 2)?.into_iter();
+        let mut next = || addresses.next().context("an address for each target");
+        let (backend, admin) = (next()?, next()?);
+        let mut upstream = Process::start("upstream", &mut role("upstream", backend, None)?, path)?;
+        await_listener(&mut upstream, backend).await?;
+        let mut running = Vec::new();
+        for target in targets {
+            let listen = next()?;
+            let mut command = match target {
+                Target::Direct => {
+                    running.push(Running { target: *target, address: backend, process: None });
+                    continue;
+                }
+                Target::Pingora => role("pingora", listen, Some(backend))?,
+                Target::Nginx => nginx_command(path, listen, backend)?,
+                Target::Nimgate => nimgate_command(path, listen, admin, backend, &key)?,
+            };
+            let mut process = Process::start(target.name(), &mut command, path)?;
+            await_listener(&mut process, listen).await?;
+            running.push(Running { target: *target, address: listen, process: Some(process) });
+        }
+        let access_log = path.join(ACCESS_LOG);
+        Ok(Self { targets: running, key: key.text, access_log, _upstream: upstream, _directory: directory })
+    }
+
+    /// Proves that each target does what it is there for: right answers, and from nimgate refusals where they are due.
+    pub async fn rehearse(&self, workloads: &[Workload]) -> Result<()> {
+        for running in &self.targets {
+            for workload in workloads {
+                let answer =
+                    Connection::open(running.address).await?.exchange(&workload.request(Some(&self.key))).await;
+                let checked = answer.and_then(|answer| workload.expected.check(&answer));
+                checked.with_context(|| format!("{} by {}", workload.name, running.target.name()))?;
+            }
+        }
+        let Some(nimgate) = self.targets.iter().find(|r| r.target == Target::Nimgate) else { return Ok(()) };
+        let all = Workload::all();
+        let chat = all.first().context("a workload")?;
+        let status = async |request: Vec<u8>| -> Result<u16> {
+            Ok(Connection::open(nimgate.address).await?.exchange(&request).await?.status)
+        };
+        ensure!(status(chat.request(None)).await? == 401, "nimgate takes requests without a key");
+        ensure!(status(chat.broken_request(&self.key)).await? == 400, "nimgate takes requests that break the schema");
+        Ok(())
+    }
+
+    /// Lines of nimgate's access log; its writer is given a moment to catch up.
+    pub async fn logged(&self) -> Result<usize> {
+        sleep(Duration::from_millis(300)).await;
+        let log = fs::File::open(&self.access_log)?;
+        let mut lines = 0;
+        let mut reader = std::io::BufReader::with_capacity(1 << 20, log);
+        loop {
+            let chunk = std::io::BufRead::fill_buf(&mut reader)?;
+            if chunk.is_empty() {
+                return Ok(lines);
+            }
+            lines += chunk.iter().filter(|b| **b == b'\n').count();
+            let length = chunk.len();
+            std::io::BufRead::consume(&mut reader, length);
+        }
+    }
+}
+
+/// So many addresses that nobody listens on; all are held until the last is found, so that they differ.
+fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+}
+
+async fn await_listener(process: &mut Process, address: SocketAddr) -> Result<()> {
+    let begun = Instant::now();
+    while TcpStream::connect(address).await.is_err() {
+        process.require_running()?;
+        if begun.elapsed() > Duration::from_secs(20) {
+            bail!("nobody listens on {address}");
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    process.require_running()
+}
+
+/// This executable in another part.
+fn role(role: &str, listen: SocketAddr, upstream: Option<SocketAddr>) -> Result<Command> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["--role", role, "--listen", &listen.to_string()]);
+    if let Some(upstream) = upstream {
+        command.args(["--upstream", &upstream.to_string()]);
+    }
+    Ok(command)
+}
+
+fn nginx() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    // Debian keeps it where only root looks.
+    let places = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    places.map(|place| place.join("nginx")).find(|file| file.is_file())
+}
+
+fn nginx_command(directory: &Path, listen: SocketAddr, upstream: SocketAddr) -> Result<Command> {
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("    {kind}_temp_path {};\n", directory.join(kind).display()))
+        .concat();
+    let config = format!(
+        "worker_processes {THREADS};\n\
+         daemon off;\n\
+         pid {pid};\n\
+         error_log stderr crit;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{\n\
+         {temporary}    access_log off;\n    \
+             client_max_body_size 64m;\n    \
+             client_body_buffer_size 1m;\n    \
+             keepalive_requests 1000000000;\n    \
+             upstream nim {{ server {upstream}; keepalive 64; keepalive_requests 1000000000; }}\n    \
+             server {{\n        \
+                 listen {listen};\n        \
+                 location / {{\n            \
+                     proxy_pass http://nim;\n            \
+                     proxy_http_version 1.1;\n            \
+                     proxy_set_header Connection \"\";\n            \
+                     proxy_buffering off;\n        \
+                 }}\n    \
+             }}\n\
+         }}\n",
+        pid = directory.join("nginx.pid").display(),
+    );
+    let file = directory.join("nginx.conf");
+    fs::write(&file, config)?;
+    let mut command = Command::new(nginx().context("nginx is not installed")?);
+    command.arg("-p").arg(directory).arg("-e").arg("stderr").arg("-c").arg(file);
+    Ok(command)
+}
+
+const ACCESS_LOG: &str = "access.log";
+
+fn nimgate_command(
+    directory: &Path,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    upstream: SocketAddr,
+    key: &NewKey,
+) -> Result<Command> {
+    let (chat, embedding) = (bodies::CHAT_MODEL, bodies::EMBEDDING_MODEL);
+    let config = format!(
+        "listeners: [{{address: \"{listen}\"}}]\n\
+         admin: {{address: \"{admin}\"}}\n\
+         callers: {{keys_file: keys.yaml}}\n\
+         access_log: {{target: {{file: {ACCESS_LOG}}}}}\n\
+         runtime: {{threads: {THREADS}}}\n\
+         pools:\n  \
+         - name: chat\n    \
+           api: nim-llm\n    \
+           models: [{{id: {chat}}}]\n    \
+           endpoints: [{{url: \"http://{upstream}\"}}]\n    \
+           validation: lenient\n    \
+           health: {{interval_ms: 5000}}\n  \
+         - name: embed\n    \
+           api: nim-embedding\n    \
+           models: [{{id: {embedding}}}]\n    \
+           endpoints: [{{url: \"http://{upstream}\"}}]\n    \
+           validation: lenient\n    \
+           health: {{interval_ms: 5000}}\n"
+    );
+    let keys = format!("keys:\n  - id: \"{}\"\n    sha256: {}\n    name: bench\n", key.id, key.hash_text());
+    fs::write(directory.join("keys.yaml"), keys)?;
+    let file = directory.join("nimgate.yaml");
+    fs::write(&file, config)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nimgate"));
+    command.args(["serve", "--config"]).arg(file);
+    Ok(command)
+}

@@ -1,0 +1,321 @@
+//! Pools: their names, models, endpoints, TLS and what is sent to them.
+
+use std::collections::{HashMap, HashSet};
+
+use http::{HeaderName, HeaderValue, Uri};
+use rustls::pki_types::ServerName;
+
+use super::{MIB, Resolver, ms, pem};
+use crate::catalogue::Catalogue;
+use crate::config::check::escaped;
+use crate::config::file;
+use crate::proxy::settings::{PoolSettings, ProbeSettings, Timeouts, TlsSettings};
+use crate::{balance, route, schema, upstream};
+
+impl Resolver<'_> {
+    pub(super) fn pools(&mut self, file: &file::File, catalogue: Option<&Catalogue>) -> Vec<PoolSettings> {
+        let mut names: HashSet<&str> = HashSet::new();
+        let mut defaults: HashSet<&str> = HashSet::new();
+        let mut resolved = Vec::new();
+        for (at, pool) in file.pools.iter().enumerate() {
+            let pointer = format!("/pools/{at}");
+            if !names.insert(&pool.name) {
+                self.mistake(&format!("{pointer}/name"), format!("another pool is named {} already", pool.name));
+            }
+            if pool.default && !defaults.insert(&pool.api) {
+                let reason = format!("the API {} has a default pool already", pool.api);
+                self.mistake(&format!("{pointer}/default"), reason);
+            }
+            self.pool_api(&pointer, pool, catalogue);
+            resolved.push(self.pool(&pointer, pool, file.client.max_violations));
+        }
+        self.model_names(&file.pools, catalogue);
+        resolved
+    }
+
+    /// A name means one model of one pool, as far as the pools' APIs have operations in common that name a model.
+    fn model_names(&mut self, pools: &[file::Pool], catalogue: Option<&Catalogue>) {
+        let mut served: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (at, pool) in pools.iter().enumerate() {
+            for (i, model) in pool.models.iter().enumerate() {
+                let aliases = model.aliases.iter().enumerate();
+                let aliases = aliases.map(|(j, alias)| (alias, format!("/pools/{at}/models/{i}/aliases/{j}")));
+                for (name, pointer) in std::iter::once((&model.id, format!("/pools/{at}/models/{i}/id"))).chain(aliases)
+                {
+                    if name.is_empty() {
+                        self.mistake(&pointer, "expected text, found none");
+                    }
+                    let earlier = served.entry(name).or_default();
+                    let rival = earlier.iter().find(|e| compete(&pools[**e].api, &pool.api, catalogue)).copied();
+                    match rival {
+                        Some(rival) if rival == at => self.mistake(&pointer, "this pool has that name already"),
+                        Some(rival) => {
+                            let reason = format!("the pool {} serves a model of that name already", pools[rival].name);
+                            self.mistake(&pointer, reason);
+                        }
+                        None => {}
+                    }
+                    earlier.push(at);
+                }
+            }
+        }
+    }
+
+    fn pool_api(&mut self, pointer: &str, pool: &file::Pool, catalogue: Option<&Catalogue>) {
+        let Some(catalogue) = catalogue else { return };
+        let Some(api) = catalogue.apis.get(pool.api.as_str()) else {
+            let known: Vec<&str> = catalogue.apis.keys().map(|n| n.as_str()).collect();
+            self.mistake(&format!("{pointer}/api"), format!("expected an API of the catalogue: {}", known.join(", ")));
+            return;
+        };
+        let by_model = api.operations.iter().any(|o| catalogue.operation(*o).routes_by_model);
+        if by_model && pool.models.is_empty() {
+            self.mistake(pointer, format!("requests of the API {} name a model; list the pool's models", pool.api));
+        }
+    }
+
+    fn pool(&mut self, pointer: &str, pool: &file::Pool, max_violations: usize) -> PoolSettings {
+        let kind = self.kind(pointer, pool);
+        let inject = self.inject(pointer, pool, &kind);
+        let (endpoints, https) = self.endpoints(pointer, pool);
+        let tls = self.tls(pointer, pool, https);
+        PoolSettings {
+            name: pool.name.as_str().into(),
+            api: pool.api.as_str().into(),
+            kind,
+            default: pool.default,
+            models: pool.models.iter().flat_map(model_names).collect(),
+            endpoints,
+            inject,
+            schema: schema::Settings {
+                validation: match pool.validation {
+                    file::Validation::Lenient => schema::Validation::Lenient,
+                    file::Validation::Strict => schema::Validation::Strict,
+                    file::Validation::Off => schema::Validation::Off,
+                },
+                url_input: match pool.url_input {
+                    file::UrlInput::Any => schema::UrlInput::Any,
+                    file::UrlInput::Off => schema::UrlInput::Off,
+                },
+                max_violations,
+            },
+            body_limit: pool.max_body_mib.map(|mib| mib * MIB),
+            probe: pool.health.enabled.unwrap_or(pool.kind == file::Kind::Nim).then(|| ProbeSettings {
+                path: pool.health.path.clone(),
+                interval: ms(pool.health.interval_ms),
+                timeout: ms(pool.health.timeout_ms),
+            }),
+            timeouts: Timeouts {
+                connect: ms(pool.timeouts.connect_ms),
+                first_byte: ms(pool.timeouts.first_byte_ms),
+                between_chunks: ms(pool.timeouts.between_chunks_ms),
+                total: ms(pool.timeouts.total_ms),
+            },
+            tls,
+            http2: pool.connection.http2,
+            idle_timeout: ms(pool.connection.idle_timeout_ms),
+            connect_retries: pool.connection.connect_retries,
+        }
+    }
+
+    fn kind(&mut self, pointer: &str, pool: &file::Pool) -> upstream::Kind {
+        if !pool.health.path.starts_with('/') || pool.health.path.parse::<Uri>().is_err() {
+            self.mistake(&format!("{pointer}/health/path"), "expected a path that begins with /");
+        }
+        if pool.function.is_some() && pool.kind != file::Kind::Nvcf {
+            self.mistake(&format!("{pointer}/function"), "only a pool of kind nvcf has a function");
+        } else if pool.function.is_some() && pool.api == "nvcf" {
+            self.mistake(
+                &format!("{pointer}/function"),
+                "requests of the API nvcf name their function; leave this out",
+            );
+        }
+        match pool.kind {
+            file::Kind::Nim => upstream::Kind::Nim,
+            file::Kind::Ngc => upstream::Kind::Ngc,
+            file::Kind::Nvcf => upstream::Kind::Nvcf(pool.function.as_ref().map(|f| upstream::Function {
+                id: f.id.clone(),
+                version: f.version.clone(),
+                invocation: match f.invocation {
+                    file::Invocation::Direct => upstream::Invocation::Direct,
+                    file::Invocation::Pexec => upstream::Invocation::Pexec,
+                },
+            })),
+        }
+    }
+
+    fn inject(&mut self, pointer: &str, pool: &file::Pool, kind: &upstream::Kind) -> Vec<(HeaderName, HeaderValue)> {
+        let mut inject = kind.headers().unwrap_or_default();
+        for (name, value) in &pool.headers {
+            let at = format!("{pointer}/headers/{}", escaped(name));
+            match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+                (Ok(name), _) if is_credential(&name) => {
+                    self.mistake(
+                        &at,
+                        "a credential belongs into the key credential, and its secret into a file or variable",
+                    );
+                }
+                (Ok(name), Ok(value)) if !is_hop_by_hop(&name) => inject.push((name, value)),
+                (Ok(_), Ok(_)) => self.mistake(&at, "this header belongs to the connection and can not be set"),
+                (Err(_), _) => self.mistake(&at, "not a header name"),
+                (_, Err(_)) => self.mistake(&at, "not a header value"),
+            }
+        }
+        let Some(credential) = &pool.credential else { return inject };
+        let secret = self.secret(&format!("{pointer}/credential/secret"), &credential.secret);
+        let Some(secret) = secret else { return inject };
+        let value = if credential.scheme.is_empty() {
+            secret.reveal().to_owned()
+        } else {
+            format!("{} {}", credential.scheme, secret.reveal())
+        };
+        match (HeaderName::from_bytes(credential.header.as_bytes()), HeaderValue::from_str(&value)) {
+            (Ok(name), Ok(mut value)) if !is_hop_by_hop(&name) => {
+                value.set_sensitive(true);
+                inject.push((name, value));
+            }
+            (_, Err(_)) => self.mistake(&format!("{pointer}/credential/secret"), "the secret is no header value"),
+            _ => self.mistake(&format!("{pointer}/credential/header"), "not a header name that can be set"),
+        }
+        inject
+    }
+
+    fn endpoints(&mut self, pointer: &str, pool: &file::Pool) -> (Vec<balance::Settings>, Option<bool>) {
+        let thresholds = balance::Thresholds {
+            unhealthy_after: pool.health.unhealthy_after,
+            healthy_after: pool.health.healthy_after,
+        };
+        let mut https = None;
+        let mut resolved: Vec<balance::Settings> = Vec::new();
+        for (at, endpoint) in pool.endpoints.iter().enumerate() {
+            let at = format!("{pointer}/endpoints/{at}/url");
+            let Some((secure, host, port)) = host_and_port(&endpoint.url) else {
+                self.mistake(&at, "expected http://host[:port] or https://host[:port], without a path");
+                continue;
+            };
+            if https.is_some_and(|https| https != secure) {
+                self.mistake(&at, "the endpoints of a pool are all http or all https");
+            }
+            https = Some(secure);
+            let name = format!("{host}:{port}");
+            if resolved.iter().any(|e| e.name == name) {
+                self.mistake(&at, "this endpoint is listed twice");
+            }
+            resolved.push(balance::Settings { name, host, port, thresholds });
+        }
+        (resolved, https)
+    }
+
+    fn tls(&mut self, pointer: &str, pool: &file::Pool, https: Option<bool>) -> Option<TlsSettings> {
+        if https != Some(true) {
+            if pool.tls.ca_file.is_some() || pool.tls.server_name.is_some() {
+                self.mistake(&format!("{pointer}/tls"), "the pool's endpoints are not https");
+            }
+            return None;
+        }
+        let authorities = pool.tls.ca_file.as_ref().map(|named| {
+            let at = format!("{pointer}/tls/ca_file");
+            let path = self.readable(&at, named);
+            let found: Vec<Vec<u8>> = pem::certificates(&path).into_iter().map(|c| c.to_vec()).collect();
+            if found.is_empty() && path.exists() {
+                self.mistake(&at, pem::ONE_CERTIFICATE);
+            }
+            found
+        });
+        // An empty or impossible name would leave the backend's certificate unverified, or fail every connection.
+        if pool.tls.server_name.as_ref().is_some_and(|name| ServerName::try_from(name.as_str()).is_err()) {
+            self.mistake(&format!("{pointer}/tls/server_name"), "expected a host name, such as nim.example.com");
+        }
+        if pool.tls.server_name.is_none() {
+            for (at, _) in pool.endpoints.iter().enumerate().filter(|(_, e)| e.url.contains('[')) {
+                let reason = "an https endpoint with an IPv6 address needs tls.server_name";
+                self.mistake(&format!("{pointer}/endpoints/{at}/url"), reason);
+            }
+        }
+        Some(TlsSettings { authorities, server_name: pool.tls.server_name.clone() })
+    }
+}
+
+fn model_names(model: &file::Model) -> Vec<(String, route::ModelEntry)> {
+    let backend = model.backend_model.clone().unwrap_or_else(|| model.id.clone());
+    let entry = |sent: &String| {
+        let backend = (*sent != backend).then(|| backend.clone());
+        (sent.clone(), route::ModelEntry { id: model.id.as_str().into(), backend })
+    };
+    std::iter::once(&model.id).chain(&model.aliases).map(entry).collect()
+}
+
+/// Whether a request could be meant for either API by the model that it names.
+fn compete(one: &str, other: &str, catalogue: Option<&Catalogue>) -> bool {
+    let operations = |name: &str| {
+        let api = catalogue.and_then(|c| c.apis.get(name));
+        let indices = api.into_iter().flat_map(|a| &a.operations);
+        let operations = indices.filter_map(|i| Some(catalogue?.operation(*i)));
+        operations.filter(|o| o.routes_by_model).map(|o| (&o.method, o.path.as_str())).collect::<HashSet<_>>()
+    };
+    one == other || !operations(one).is_disjoint(&operations(other))
+}
+
+/// Scheme, host and port of a URL without a path.
+fn host_and_port(url: &str) -> Option<(bool, String, u16)> {
+    let uri: Uri = url.parse().ok()?;
+    let secure = match uri.scheme_str()? {
+        "http" => false,
+        "https" => true,
+        _ => return None,
+    };
+    let plain = matches!(uri.path(), "" | "/") && uri.query().is_none() && !url.contains(['@', '#']);
+    let host = uri.host().filter(|h| !h.is_empty())?;
+    let port = match uri.authority()?.as_str().strip_prefix(host)? {
+        "" if secure => 443,
+        "" => 80,
+        port => port.strip_prefix(':')?.parse().ok().filter(|port| *port != 0)?,
+    };
+    plain.then(|| (secure, host.to_ascii_lowercase(), port))
+}
+
+fn is_credential(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "authorization" | "proxy-authorization" | "cookie" | "api-key" | "x-api-key")
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "proxy-connection"
+            | "keep-alive"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "content-length"
+            | "host"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_a_host_and_a_port_and_nothing_else() {
+        for (url, wanted) in [
+            ("http://a", Some((false, "a", 80))),
+            ("https://A.example/", Some((true, "a.example", 443))),
+            ("http://[::1]:8000", Some((false, "[::1]", 8000))),
+            ("http://a:65535", Some((false, "a", 65535))),
+            ("http://a:65536", None),
+            ("http://a:0", None),
+            ("http://a:", None),
+            ("http://a/v1", None),
+            ("http://a?b", None),
+            ("http://a#b", None),
+            ("http://user:secret@a", None),
+            ("a:80", None),
+            ("ftp://a", None),
+            ("", None),
+        ] {
+            assert_eq!(host_and_port(url), wanted.map(|(s, h, p)| (s, h.to_owned(), p)), "{url}");
+        }
+    }
+}

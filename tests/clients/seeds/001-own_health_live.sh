@@ -1,0 +1,1 @@
+curl -s 'http://0.0.0.0:8000/v1/health/live'

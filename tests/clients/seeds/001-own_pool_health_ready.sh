@@ -1,0 +1,1 @@
+curl -s 'http://0.0.0.0:8000/pools/predict/v1/health/ready'

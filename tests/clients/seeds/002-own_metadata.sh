@@ -1,0 +1,1 @@
+curl -s 'http://<host>:8000/pools/embed-video/v1/metadata'

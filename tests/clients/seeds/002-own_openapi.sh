@@ -1,0 +1,1 @@
+curl -s "http://<host>:8000/openapi.json"

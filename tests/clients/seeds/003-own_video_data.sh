@@ -1,0 +1,17 @@
+# A part of "Passing videos", in a request; the seed cuts its base64 short.
+curl -s -X 'POST' \
+'http://0.0.0.0:8000/v1/chat/completions' \
+-H 'Content-Type: application/json' \
+-d '{
+"model": "nvidia/cosmos-reason1-7b",
+"messages": [{"role": "user", "content": [{"type": "text", "text": "What is in this?"},
+{
+"type": "video_url",
+"video_url": {
+"url": "data:video/mp4;base64,SGVsbG8gZGVhciBmZWxsb3chIQ=="
+}
+}
+]}],
+
+"max_tokens": 64
+}'

@@ -1,0 +1,1 @@
+curl -q -s -D headers https://api.nvcf.nvidia.com/v2/nvcf/functions

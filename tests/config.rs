@@ -1,0 +1,662 @@
+//! The configuration as operators meet it: samples that pass, mistakes that are explained, commands that print.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that fails should say where")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nimgate::config::{self, file, yaml};
+use serde_json::{Value, json};
+
+const SAMPLES: [&str; 6] = ["nimgate", "one-nim", "many-nims", "nvcf", "curator", "mixed"];
+
+fn sample(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(format!("{name}.yaml"))
+}
+
+fn nimgate(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nimgate"));
+    command.args(arguments).env_clear().env("NIMGATE_LOG", "off");
+    command
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// A directory with a keys file and the configuration under test.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(config: &str) -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        files.write("keys.yaml", "keys: []\n");
+        files.write("c.yaml", config);
+        files
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    fn run(&self, command: &str) -> Output {
+        nimgate(&[command, "--config", "c.yaml"]).current_dir(self.0.path()).output().unwrap()
+    }
+
+    /// The lines that `check` prints, having made sure that its exit code fits them.
+    fn check(&self) -> Vec<String> {
+        let output = self.run("check");
+        let lines: Vec<String> = stdout(&output).lines().map(str::to_owned).collect();
+        let good = lines.len() == 1 && lines[0].contains(": ok, ");
+        assert_eq!(output.status.code(), Some(i32::from(!good)), "{lines:?}");
+        lines
+    }
+}
+
+const HEAD: &str = "callers:\n  keys_file: keys.yaml\n";
+const POOL: &str = "pools:\n  - name: a\n    api: nemo-curator\n    endpoints:\n      - url: http://127.0.0.1:1\n";
+
+/// A good configuration with `more` at its end, which begins at line 8: on the level of the pool where it is indented.
+fn with(more: &str) -> String {
+    format!("{HEAD}{POOL}{more}")
+}
+
+#[test]
+fn every_sample_passes_check() {
+    for name in SAMPLES {
+        let mut command = nimgate(&["check", "--config", sample(name).to_str().unwrap()]);
+        if name != "nimgate" && name != "one-nim" && name != "many-nims" {
+            command.envs([("NVIDIA_API_KEY", "x"), ("NGC_API_KEY", "x"), ("NIMGATE_ADMIN_TOKEN", "x")]);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success() && stdout(&output).contains(": ok, "), "{name}: {}", stdout(&output));
+    }
+}
+
+#[test]
+fn every_sample_is_tested() {
+    let listed = std::fs::read_dir(sample("nimgate").parent().unwrap()).unwrap();
+    let mut found: BTreeSet<String> = listed
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    // The one is a template of `nimgate demo`, the other is read by every sample.
+    assert!(found.remove("demo") && found.remove("keys"));
+    assert_eq!(found, SAMPLES.map(str::to_owned).into());
+}
+
+/// The text with its examples switched on: `#key` becomes `key`, prose behind `# ` stays a comment.
+fn switched_on(text: &str) -> String {
+    let line = |line: &str| match line.trim_start().strip_prefix('#') {
+        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) => {
+            format!("{}{setting}\n", " ".repeat(line.len() - line.trim_start().len()))
+        }
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+/// Walks value and schema together and notes every key of the schema that the value states.
+fn states(schema: &Value, place: &Value, value: &Value, stated: &mut BTreeSet<String>) {
+    if let Some(target) = place.get("$ref").and_then(Value::as_str) {
+        return states(schema, schema.pointer(target.trim_start_matches('#')).unwrap(), value, stated);
+    }
+    for form in ["anyOf", "oneOf"].iter().filter_map(|k| place.get(k)?.as_array()).flatten() {
+        states(schema, form, value, stated);
+    }
+    for item in value.as_array().into_iter().flatten() {
+        states(schema, &place["items"], item, stated);
+    }
+    for (key, below) in place.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        if let Some(member) = value.get(key) {
+            stated.insert(format!("{}.{key}", place["description"].as_str().unwrap_or_default()));
+            states(schema, below, member, stated);
+        }
+    }
+}
+
+/// Every key that the schema knows, as [`states`] notes it.
+fn known(place: &Value, keys: &mut BTreeSet<String>) {
+    if let Some(members) = place.as_object() {
+        for key in members.get("properties").and_then(Value::as_object).into_iter().flatten().map(|(k, _)| k) {
+            keys.insert(format!("{}.{key}", place["description"].as_str().unwrap_or_default()));
+        }
+    }
+    let below: Vec<&Value> = match place {
+        Value::Object(members) => members.values().collect(),
+        Value::Array(items) => items.iter().collect(),
+        _ => Vec::new(),
+    };
+    below.into_iter().for_each(|place| known(place, keys));
+}
+
+#[test]
+fn the_annotated_references_state_every_key() {
+    let all = [("nimgate", config::schema::<file::File>()), ("keys", config::schema::<file::Keys>())];
+    for (name, schema) in all {
+        let text = switched_on(&std::fs::read_to_string(sample(name)).unwrap());
+        let value = yaml::parse_value(&text).unwrap_or_else(|e| panic!("{name}: {e}\n{text}"));
+        let broken: Vec<String> = jsonschema::validator_for(&schema)
+            .unwrap()
+            .iter_errors(&value)
+            .map(|e| format!("{} at {}", e, e.instance_path()))
+            .collect();
+        assert!(broken.is_empty(), "{name}: {broken:?}");
+        let (mut stated, mut keys) = (BTreeSet::new(), BTreeSet::new());
+        states(&schema, &schema, &value, &mut stated);
+        known(&schema, &mut keys);
+        // One of two forms each; both are shown, and the comment at `target` shows the third.
+        let elsewhere = |key: &String| key == "Appended to this file..file";
+        let missing: Vec<&String> = keys.difference(&stated).filter(|key| !elsewhere(key)).collect();
+        assert!(missing.is_empty(), "{name} does not show {missing:?}");
+    }
+}
+
+/// What `value` states beyond what the code has by default, as dotted keys.
+fn beyond(at: &str, value: &Value, default: &Value, found: &mut Vec<String>) {
+    match (value, default) {
+        (Value::Object(members), Value::Object(defaults)) => {
+            for (key, member) in members {
+                beyond(&format!("{at}.{key}"), member, defaults.get(key).unwrap_or(&Value::Null), found);
+            }
+        }
+        (Value::Array(items), Value::Array(defaults)) if items.len() == defaults.len() => {
+            items.iter().zip(defaults).for_each(|(item, default)| beyond(at, item, default, found));
+        }
+        _ if value == default => {}
+        _ => found.push(at.trim_start_matches('.').to_owned()),
+    }
+}
+
+#[test]
+fn the_annotated_references_state_the_codes_defaults() {
+    let bare = json!({ "callers": { "keys_file": "keys.yaml" }, "pools": [{
+        "name": "chat", "api": "nim-llm", "models": [{ "id": "meta/llama-3.1-8b-instruct" }],
+        "endpoints": [{ "url": "http://nim-0.example.com:8000" }] }] });
+    let defaults: file::File = serde_json::from_value(bare).unwrap();
+    let defaults = serde_json::to_value(defaults).unwrap();
+    let text = std::fs::read_to_string(sample("nimgate")).unwrap();
+    let mut found = Vec::new();
+    beyond("", &yaml::parse_value(&text).unwrap(), &defaults, &mut found);
+    assert!(found.is_empty(), "nimgate.yaml states as default what is none: {found:?}");
+    // What is switched off there is off in the code, but for the keys of sections that are themselves off.
+    beyond("", &yaml::parse_value(&switched_on(&text)).unwrap(), &defaults, &mut found);
+    let off = [
+        "listeners.tls",
+        "admin.token",
+        "pools.function",
+        "pools.models.backend_model",
+        "pools.credential",
+        "pools.max_body_mib",
+        "pools.health.enabled",
+        "pools.tls.ca_file",
+        "pools.tls.server_name",
+        "catalogue.directory",
+    ];
+    assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), off.map(str::to_owned).into());
+    let stated = yaml::parse_value(&switched_on(&text)).unwrap();
+    let function = serde_json::from_value::<file::Function>(json!({ "id": "x" })).unwrap();
+    assert_eq!(stated["pools"][0]["function"]["invocation"], json!(function.invocation));
+    let credential = serde_json::from_value::<file::Credential>(json!({ "secret": { "env": "X" } })).unwrap();
+    assert_eq!(stated["pools"][0]["credential"]["header"], credential.header);
+    assert_eq!(stated["pools"][0]["credential"]["scheme"], credential.scheme);
+
+    let key: file::Key = serde_json::from_value(json!({ "id": "x", "sha256": "x" })).unwrap();
+    let mut found = Vec::new();
+    let keys = yaml::parse_value(&std::fs::read_to_string(sample("keys")).unwrap()).unwrap();
+    beyond("", &keys["keys"][0], &serde_json::to_value(key).unwrap(), &mut found);
+    assert_eq!(found, ["id", "sha256"]);
+}
+
+#[test]
+fn each_mistake_is_told_with_file_line_key_and_expectation() {
+    let cases: &[(&str, String, &[&str])] = &[
+        (
+            "unknown key",
+            with("    nmae: x\n"),
+            &[
+                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of name, api, kind, function, default, models, endpoints, credential, headers, validation, url_input, max_body_mib, health, timeouts, tls, connection",
+            ],
+        ),
+        (
+            "wrong type",
+            with("client:\n  max_headers: many\n"),
+            &["c.yaml:9:3: client.max_headers: expected a whole number, found text"],
+        ),
+        (
+            "a number where text belongs",
+            with("    headers: {x: 1}\n"),
+            &["c.yaml:8:15: pools[0].headers.x: expected text, found a number; put it in quotes"],
+        ),
+        (
+            "out of range",
+            with("client:\n  max_headers: 5\n  max_violations: 1001\n"),
+            &[
+                "c.yaml:9:3: client.max_headers: expected a whole number from 10 to 250",
+                "c.yaml:10:3: client.max_violations: expected a whole number from 1 to 1000",
+            ],
+        ),
+        (
+            "not a whole number",
+            with("runtime: {threads: 1.5}\n"),
+            &["c.yaml:8:11: runtime.threads: expected a whole number, found a number"],
+        ),
+        (
+            "not one of the words",
+            with("    validation: hard\n"),
+            &["c.yaml:8:5: pools[0].validation: expected lenient, strict or off, found text"],
+        ),
+        (
+            "no form of a target",
+            with("access_log: {target: {path: x}}\n"),
+            &["c.yaml:8:14: access_log.target: expected stdout, off or {file: …}, found a mapping"],
+        ),
+        ("an empty section", with("cors:\n"), &["c.yaml:8:1: cors: expected a mapping, found nothing"]),
+        ("duplicate key", with("cors: {}\ncors: {}\n"), &["c.yaml:9:1: the key `cors` stands here twice"]),
+        (
+            "missing keys",
+            "pools:\n  - name: a\n".into(),
+            &[
+                "c.yaml:1:1: the key callers is required",
+                "c.yaml:2:5: pools[0]: the key api is required",
+                "c.yaml:2:5: pools[0]: the key endpoints is required",
+            ],
+        ),
+        ("no pools", format!("{HEAD}pools: []\n"), &["c.yaml:3:1: pools: expected at least 1 in the list"]),
+        ("an empty file", String::new(), &["c.yaml:1:1: expected a mapping, found nothing"]),
+        (
+            "a bad name",
+            with("  - name: a b\n    api: nvcf\n    endpoints: [{url: http://a}]\n"),
+            &["c.yaml:8:5: pools[1].name: expected text that matches ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"],
+        ),
+        (
+            "inside an optional section",
+            with("    function: {id: x, bogus: 1}\n"),
+            &[
+                "c.yaml:8:16: pools[0].function.id: expected text that matches ^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+                "c.yaml:8:23: pools[0].function.bogus: unknown key; expected one of id, version, invocation",
+            ],
+        ),
+        (
+            "bad URLs",
+            format!(
+                "{HEAD}pools:\n  - name: a\n    api: nemo-curator\n    endpoints:\n      - url: 127.0.0.1:8000\n      - url: http://a/v1\n      - url: http://a:99999\n      - url: http://a:1\n      - url: http://A:1\n      - url: https://b\n"
+            ),
+            &[
+                "c.yaml:7:9: pools[0].endpoints[0].url: expected http://host[:port] or https://host[:port], without a path",
+                "c.yaml:8:9: pools[0].endpoints[1].url: expected http://host[:port] or https://host[:port], without a path",
+                "c.yaml:9:9: pools[0].endpoints[2].url: expected http://host[:port] or https://host[:port], without a path",
+                "c.yaml:11:9: pools[0].endpoints[4].url: this endpoint is listed twice",
+                "c.yaml:12:9: pools[0].endpoints[5].url: the endpoints of a pool are all http or all https",
+            ],
+        ),
+        (
+            "unknown API",
+            with("  - name: b\n    api: nim-lmm\n    endpoints: [{url: http://a}]\n"),
+            &[
+                "c.yaml:9:5: pools[1].api: expected an API of the catalogue: cosmos-embed1, cosmos-predict, nemo-curator, nim-embedding, nim-llm, nim-reranking, nim-vlm, nvcf",
+            ],
+        ),
+        (
+            "models are missing",
+            with("  - name: b\n    api: nim-llm\n    endpoints: [{url: http://a}]\n"),
+            &["c.yaml:8:5: pools[1]: requests of the API nim-llm name a model; list the pool's models"],
+        ),
+        (
+            "duplicate pool, two defaults",
+            format!(
+                "{HEAD}pools:\n  - {{name: a, api: nvcf, default: true, endpoints: [{{url: http://a}}]}}\n  - {{name: a, api: nvcf, default: true, endpoints: [{{url: http://a}}]}}\n"
+            ),
+            &[
+                "c.yaml:5:6: pools[1].name: another pool is named a already",
+                "c.yaml:5:26: pools[1].default: the API nvcf has a default pool already",
+            ],
+        ),
+        (
+            "names used twice",
+            format!(
+                "{HEAD}pools:\n  - name: a\n    api: nim-llm\n    models: [{{id: m, aliases: [x, x]}}]\n    endpoints: [{{url: http://a}}]\n  - name: b\n    api: nim-vlm\n    models: [{{id: n, aliases: [x]}}, {{id: m}}]\n    endpoints: [{{url: http://a}}]\n  - name: c\n    api: nim-reranking\n    models: [{{id: m}}]\n    endpoints: [{{url: http://a}}]\n"
+            ),
+            &[
+                "c.yaml:6:35: pools[0].models[0].aliases[1]: this pool has that name already",
+                "c.yaml:10:32: pools[1].models[0].aliases[0]: the pool a serves a model of that name already",
+                "c.yaml:10:38: pools[1].models[1].id: the pool a serves a model of that name already",
+            ],
+        ),
+        (
+            "tls where it has no place",
+            with("    tls: {server_name: a}\n    function: {id: 00000000-0000-0000-0000-000000000000}\n"),
+            &[
+                "c.yaml:8:5: pools[0].tls: the pool's endpoints are not https",
+                "c.yaml:9:5: pools[0].function: only a pool of kind nvcf has a function",
+            ],
+        ),
+        (
+            "tls that could not verify",
+            format!(
+                "{HEAD}pools:\n  - name: a\n    api: nvcf\n    endpoints: [{{url: https://a}}]\n    tls: {{server_name: \"\", ca_file: keys.yaml}}\n"
+            ),
+            &[
+                "c.yaml:7:11: pools[0].tls.server_name: expected a host name, such as nim.example.com",
+                "c.yaml:7:28: pools[0].tls.ca_file: expected a PEM file with at least one certificate",
+            ],
+        ),
+        (
+            "headers that can not be set",
+            with("    headers:\n      Connection: close\n      \"a/b\": c\n      d: \"\\u0001\"\n"),
+            &[
+                "c.yaml:9:7: pools[0].headers.Connection: this header belongs to the connection and can not be set",
+                "c.yaml:10:7: pools[0].headers.a/b: not a header name",
+                "c.yaml:11:7: pools[0].headers.d: not a header value",
+            ],
+        ),
+        (
+            "health path",
+            with("    health: {path: ready}\n"),
+            &["c.yaml:8:14: pools[0].health.path: expected a path that begins with /"],
+        ),
+        (
+            "listeners",
+            with(
+                "listeners:\n  - address: localhost:80\n  - address: 127.0.0.1:1\n  - address: 127.0.0.1:1\n    http2_cleartext: true\n    tls: {certificate_file: no.pem, key_file: keys.yaml}\nadmin: {address: \"0.0.0.0:1\"}\n",
+            ),
+            &[
+                "c.yaml:9:5: listeners[0].address: expected an IP address and port, such as 0.0.0.0:8080 or [::]:8080",
+                "c.yaml:11:5: listeners[2].address: another listener has this address already",
+                "c.yaml:12:5: listeners[2].http2_cleartext: a TLS listener has HTTP/2 by ALPN; leave this out",
+                "c.yaml:13:11: listeners[2].tls.certificate_file: no.pem can not be read: No such file or directory (os error 2)",
+                "c.yaml:14:9: admin.address: an admin address beyond loopback needs admin.token",
+            ],
+        ),
+        (
+            "no certificate",
+            with("listeners:\n  - address: 127.0.0.1:1\n    tls: {certificate_file: keys.yaml, key_file: keys.yaml}\n"),
+            &["c.yaml:10:5: listeners[0].tls: certificate_file: expected a PEM file with at least one certificate"],
+        ),
+        (
+            "origins",
+            with("cors:\n  allow_origins: [\"*\", \"https://a.example/\", a.example]\n"),
+            &[
+                "c.yaml:9:24: cors.allow_origins[1]: expected * or an origin such as https://app.example.com, without a path",
+                "c.yaml:9:46: cors.allow_origins[2]: expected * or an origin such as https://app.example.com, without a path",
+            ],
+        ),
+        (
+            "log directory",
+            with("access_log: {target: {file: none/access.log}}\n"),
+            &["c.yaml:8:23: access_log.target.file: there is no directory none"],
+        ),
+        (
+            "missing secrets",
+            with("    credential: {secret: {env: NIMGATE_TEST_UNSET}}\nadmin: {token: {file: none}}\n"),
+            &[
+                "c.yaml:8:18: pools[0].credential.secret: the environment variable NIMGATE_TEST_UNSET is not set or not text",
+                "c.yaml:9:9: admin.token: expected the path of a file that holds the secret; it can not be read: No such file or directory (os error 2)",
+            ],
+        ),
+        (
+            "no keys file",
+            format!("callers: {{keys_file: none.yaml}}\n{POOL}"),
+            &["c.yaml:1:11: callers.keys_file: none.yaml can not be read: No such file or directory (os error 2)"],
+        ),
+        (
+            "a tab",
+            "callers:\n\tkeys_file: x\n".into(),
+            &["c.yaml:2:2: tabs disallowed within this context (block indentation)"],
+        ),
+        ("a YAML alias", with("cors: &c {}\nreload: *c\n"), &["c.yaml:9:9: aliases are not supported"]),
+        ("a YAML tag", with("cors: !x {}\n"), &["c.yaml:8:10: tags such as !x are not supported"]),
+        ("a second document", with("---\ncors: {}\n"), &["c.yaml:8:1: expected one document, found a second"]),
+    ];
+    let wrong = cases.iter().filter_map(|(name, text, expected)| {
+        let told = Files::new(text).check();
+        (told != *expected).then(|| format!("{name}: expected\n{}\ntold\n{}", expected.join("\n"), told.join("\n")))
+    });
+    let wrong: Vec<String> = wrong.collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
+    let model = "pools:\n  - {name: a, api: nim-llm, models: [{id: m, aliases: [alias]}], endpoints: [{url: http://127.0.0.1:1}]}\n";
+    let hash = "00".repeat(32);
+    let good = format!("id: k, sha256: \"{hash}\"");
+    let cases: &[(&str, String, &[&str])] = &[
+        ("half written", "keys:\n".into(), &["keys.yaml:1:1: keys: expected a list, found nothing"]),
+        (
+            "half written in a record",
+            "keys:\n  - id: k\n    sha256: \"00\n".into(),
+            &["keys.yaml:3:13: while scanning a quoted scalar, found unexpected end of stream"],
+        ),
+        ("half a record", "keys:\n  - id: k\n".into(), &["keys.yaml:2:5: keys[0]: the key sha256 is required"]),
+        (
+            "a key for its hash",
+            "keys:\n  - {id: k, sha256: ngk_k_secret}\n".into(),
+            &["keys.yaml:2:13: keys[0].sha256: expected text that matches ^[0-9a-fA-F]{64}$"],
+        ),
+        (
+            "names that are not there",
+            format!("keys:\n  - {{{good}, models: [m, alias], pools: [b], scopes: [invoke]}}\n"),
+            &[
+                "keys.yaml:2:101: keys[0].models[1]: no pool lists a model with the id alias",
+                "keys.yaml:2:117: keys[0].pools[0]: there is no pool b",
+                "keys.yaml:2:130: keys[0].scopes[0]: no operation needs such a scope; expected one of *, invoke_function, read_backend",
+            ],
+        ),
+        (
+            "bad expiry, duplicate id",
+            format!("keys:\n  - {{{good}, expires: tomorrow}}\n  - {{{good}, expires: \"2027-01-31\"}}\n"),
+            &[
+                "keys.yaml:2:89: keys[0].expires: expected a time such as 2027-01-31T00:00:00Z",
+                "keys.yaml:3:6: keys[1].id: another key has the id k already",
+                "keys.yaml:3:89: keys[1].expires: expected a time such as 2027-01-31T00:00:00Z",
+            ],
+        ),
+    ];
+    for (name, text, expected) in cases {
+        let files = Files::new(&format!("{HEAD}{model}"));
+        files.write("keys.yaml", text);
+        let told = files.check();
+        // The list of scopes grows with the catalogue.
+        let fits = |(told, wanted): (&String, &&str)| match wanted.split_once("*, ") {
+            Some((head, _)) => told.starts_with(head) && told.contains("*, ") && told.contains("invoke_function"),
+            None => told == wanted,
+        };
+        assert!(told.len() == expected.len() && told.iter().zip(*expected).all(fits), "{name}: {told:#?}");
+    }
+}
+
+#[test]
+fn all_mistakes_of_both_files_are_told_at_once() {
+    let files = Files::new(&with("    bogus: 1\nclient: {max_headers: 1}\n"));
+    files.write("keys.yaml", "keys: 1\n");
+    let told = files.check();
+    let places: Vec<&str> = told.iter().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(places, ["c.yaml:8:5", "c.yaml:9:10", "keys.yaml:1:1"]);
+    let files = Files::new(&with("    default: true\n  - {name: a, api: x, endpoints: [{url: x}]}\n"));
+    files.write("keys.yaml", "keys: 1\n");
+    assert_eq!(files.check().len(), 4);
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_refused_and_never_quoted() {
+    const SECRET: &str = "nvapi-Secret0Secret1";
+    for text in [
+        with(&format!("    credential: {SECRET}\n")),
+        with(&format!("    credential: {{secret: {SECRET}}}\n")),
+        with(&format!("    credential: {{secret: {{value: {SECRET}}}}}\n")),
+        with(&format!("    credential: {{secret: {{env: {SECRET}}}}}\n")),
+        with(&format!("    credential: {{secret: {{file: {SECRET}}}}}\n")),
+        with(&format!("    credential: {{secret: {{env: [{SECRET}]}}}}\n")),
+        with(&format!("    credential: [{SECRET}]\n")),
+        with(&format!("    headers: {{Authorization: Bearer {SECRET}}}\n")),
+        with(&format!("    headers: {{X-API-Key: {SECRET}}}\n")),
+        with(&format!("admin: {{token: {SECRET}}}\n")),
+        with(&format!("    validation: {SECRET}\n    max_body_mib: {SECRET}\n    function: {{id: {SECRET}}}\n")),
+        with(&format!("listeners: [{{address: {SECRET}}}]\n")),
+        format!("{HEAD}pools: [{{name: a, api: nvcf, endpoints: [{{url: \"https://{SECRET}@host\"}}]}}]\n"),
+    ] {
+        let told = Files::new(&text).check().join("\n");
+        assert!(told.starts_with("c.yaml:") && !told.contains("Secret0"), "{text}\n{told}");
+    }
+    let files = Files::new(&with("    credential: {secret: {file: blank}}\n"));
+    files.write("blank", " \n");
+    assert_eq!(files.check(), ["c.yaml:8:18: pools[0].credential.secret: the secret is empty"]);
+}
+
+#[test]
+fn whole_numbers_may_be_written_as_yaml_knows_them() {
+    let files = Files::new(&with("client: {max_connections: 1e3, max_headers: 0x20, max_body_mib: 10.0}\n"));
+    assert_eq!(files.check(), ["c.yaml: ok, 1 pools, 0 keys"]);
+}
+
+#[test]
+fn serve_refuses_what_check_refuses() {
+    let files = Files::new(&with("    bogus: 1\n    worse: 2\n"));
+    let output = files.run("serve");
+    let told = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told.contains("c.yaml:8:5: pools[0].bogus: ") && told.contains("c.yaml:9:5: pools[0].worse: "), "{told}");
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_told() {
+    for command in ["check", "serve"] {
+        let output = nimgate(&[command, "--config", "/none/c.yaml"]).output().unwrap();
+        let told = stdout(&output) + &String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(told.contains("/none/c.yaml: can not be read: No such file"), "{told}");
+    }
+}
+
+#[test]
+fn a_new_keys_record_pastes_into_a_keys_file_and_is_its_keys() {
+    let arguments = [
+        "keys",
+        "new",
+        "--org",
+        "o: \"1\"",
+        "--team",
+        "#t",
+        "--scope",
+        "*",
+        "--model",
+        "m",
+        "--pool",
+        "a",
+        "--expires",
+        "2099-01-31T00:00:00Z",
+    ];
+    let output = nimgate(&arguments).output().unwrap();
+    assert!(output.status.success());
+    let printed = stdout(&output);
+    let key = printed.lines().find(|line| line.starts_with("ngk_")).unwrap();
+    let record: String = printed.lines().filter(|line| line.starts_with("  ")).map(|l| format!("{l}\n")).collect();
+    let files = Files::new(&format!(
+        "{HEAD}pools:\n  - {{name: a, api: nim-llm, models: [{{id: m}}], endpoints: [{{url: http://127.0.0.1:1}}]}}\n"
+    ));
+    files.write("keys.yaml", &format!("keys:\n{record}"));
+    assert_eq!(files.check(), ["c.yaml: ok, 1 pools, 1 keys"]);
+    let made = nimgate::auth::NewKey::from_text(key).unwrap();
+    let keys = yaml::parse_value(&format!("keys:\n{record}")).unwrap();
+    assert_eq!(keys["keys"][0]["id"], made.id.as_str());
+    assert_eq!(keys["keys"][0]["sha256"], made.hash_text());
+    assert_eq!((&keys["keys"][0]["org"], &keys["keys"][0]["team"]), (&json!("o: \"1\""), &json!("#t")));
+    assert!(!record.contains(key.rsplit('_').next().unwrap()), "the record holds the secret");
+    let another = stdout(&nimgate(&["keys", "new"]).output().unwrap());
+    assert!(!another.contains(key), "two keys are the same");
+}
+
+#[test]
+fn schemas_are_valid_json_schema() {
+    for arguments in [&["schema"][..], &["schema", "--keys"]] {
+        let output = nimgate(arguments).output().unwrap();
+        let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        jsonschema::meta::validate(&schema).unwrap();
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = nimgate(&["completions", shell]).output().unwrap();
+        let script = stdout(&output);
+        assert!(output.status.success());
+        assert!(["serve", "check", "demo", "keys", "schema"].iter().all(|c| script.contains(c)), "{shell}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let commands: [&[&str]; 8] =
+        [&[], &["serve"], &["check"], &["demo"], &["keys"], &["keys", "new"], &["schema"], &["completions"]];
+    for command in commands {
+        let output = nimgate(&[command, &["--help"]].concat()).output().unwrap();
+        assert!(output.status.success() && stdout(&output).contains("Usage: nimgate"), "{command:?}");
+    }
+    let version = stdout(&nimgate(&["--version"]).output().unwrap());
+    assert_eq!(version, concat!("nimgate ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert_eq!(nimgate(&["no-such-command"]).output().unwrap().status.code(), Some(2));
+}
+
+/// The first cell of every row of the README's tables.
+fn listed_in_readme() -> BTreeSet<String> {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let cells = readme.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    cells.map(str::to_owned).collect()
+}
+
+/// What stands between `before` and the next quote, wherever `text` says `before`.
+fn quoted<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
+    text.match_indices(before).filter_map(move |(at, _)| text[at + before.len()..].split('"').next())
+}
+
+#[test]
+fn the_readme_lists_every_label_and_every_metric() {
+    let source = |path| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let (failure, telemetry) = (source("src/failure.rs"), source("src/telemetry.rs"));
+    let labels = quoted(&failure, "Row(\"").chain(
+        failure.lines().filter(|line| line.trim_start().starts_with("Fault::")).flat_map(|line| quoted(line, "=> \"")),
+    );
+    let metrics =
+        quoted(&telemetry, "\"nimgate_").filter(|rest| !rest.contains(' ')).map(|rest| format!("nimgate_{rest}"));
+    let wanted: BTreeSet<String> =
+        labels.map(str::to_owned).chain(metrics.map(|m| m.split('{').next().unwrap().to_owned())).collect();
+    assert!(wanted.len() > 55, "the sources read otherwise than this test expects: {wanted:?}");
+    let listed = listed_in_readme();
+    let missing: Vec<&String> = wanted.difference(&listed).collect();
+    assert!(missing.is_empty(), "the README does not list {missing:?}");
+}
+
+#[test]
+fn the_readme_lists_every_section_of_the_configuration() {
+    let listed = listed_in_readme();
+    for section in config::schema::<file::File>()["properties"].as_object().unwrap().keys() {
+        assert!(listed.contains(section) || listed.contains(&format!("{section}[]")), "{section}");
+    }
+}
+
+#[test]
+fn a_listeners_certificate_must_fit_its_key() {
+    let files = Files::new(&with(
+        "listeners:\n  - address: 127.0.0.1:1\n    tls: {certificate_file: cert.pem, key_file: key.pem, client_ca_file: cert.pem}\n",
+    ));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    files.write("cert.pem", &made.cert.pem());
+    files.write("key.pem", &made.signing_key.serialize_pem());
+    assert_eq!(files.check(), ["c.yaml: ok, 1 pools, 0 keys"]);
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    files.write("key.pem", &other.signing_key.serialize_pem());
+    let told = files.check();
+    assert!(
+        told.len() == 1
+            && told[0]
+                .starts_with("c.yaml:10:5: listeners[0].tls: certificate_file and key_file can not be used together: "),
+        "{told:?}"
+    );
+    files.write("key.pem", "-----BEGIN NOTHING-----\n");
+    assert_eq!(files.check(), ["c.yaml:10:5: listeners[0].tls: key_file: expected a PEM file with a private key"]);
+}

@@ -1,0 +1,67 @@
+//! HTTP/2 from callers, in clear text with prior knowledge. Over TLS it is in `tls.rs`.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+use crate::support::*;
+
+type Http2 = Client<HttpConnector, Full<Bytes>>;
+
+async fn gateway() -> (Simulator, Gateway, Http2) {
+    let backend = simulator(Kind::Llm).await;
+    let gateway = Gateway::setup().chat(&[&backend.url()]).listener("http2_cleartext: true").start().await;
+    (backend, gateway, Client::builder(TokioExecutor::new()).http2_only(true).build_http())
+}
+
+async fn chat_over(client: &Http2, gateway: &Gateway, stream: bool, extra: (&str, &str)) -> Response<Incoming> {
+    let request = Request::post(format!("http://{}/v1/chat/completions", gateway.address))
+        .header("authorization", format!("Bearer {KEY}"))
+        .header("content-type", "application/json")
+        .header(extra.0, extra.1);
+    client.request(request.body(Full::new(chat(stream).to_string().into())).unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn chats_and_refusals_share_one_connection() {
+    let (backend, gateway, client) = gateway().await;
+    for _ in 0..3 {
+        let good = answer(chat_over(&client, &gateway, false, ("x-a", "b")).await).await;
+        assert_eq!((good.status, good.json()["object"].as_str()), (200, Some("chat.completion")));
+        let failed = answer(chat_over(&client, &gateway, false, ("x-sim-fault", "status=500")).await).await;
+        assert_eq!((failed.status, failed.fault().0), (500, "inference_error"));
+        let request = Request::get(format!("http://{}/v1/models", gateway.address)).body(Full::default()).unwrap();
+        let denied = answer(client.request(request).await.unwrap()).await;
+        assert_eq!((denied.status, denied.fault().0), (401, "key_missing"));
+    }
+    assert_eq!(backend.seen().requests("/v1/chat/completions"), 6);
+}
+
+#[tokio::test]
+async fn streams_flow_and_end_with_their_reason() {
+    let (backend, gateway, client) = gateway().await;
+    let whole = answer(chat_over(&client, &gateway, true, ("x-a", "b")).await).await;
+    assert!(whole.text().ends_with("data: [DONE]\n\n"));
+    let mut body = chat_over(&client, &gateway, true, ("x-sim-gate", "g")).await.into_body();
+    backend.open_gate("g");
+    assert!(body.frame().await.unwrap().unwrap().into_data().unwrap().starts_with(b"data: "));
+    backend.kill();
+    let rest = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    assert!(rest.contains("\"code\":\"upstream_closed\""), "{rest}");
+}
+
+#[tokio::test]
+async fn the_backends_work_ends_when_the_stream_is_reset() {
+    let (backend, gateway, client) = gateway().await;
+    let body = chat_over(&client, &gateway, true, ("x-sim-gate", "never")).await;
+    until("the backend works", async || backend.seen().in_flight() == 1).await;
+    drop(body);
+    until("the work is dropped", async || backend.seen().in_flight() == 0).await;
+    until("it is recorded", async || gateway.records().iter().any(|r| r["error"] == "client_closed")).await;
+    let again = answer(chat_over(&client, &gateway, false, ("x-a", "b")).await).await;
+    assert_eq!(again.status, 200, "the connection serves on");
+}

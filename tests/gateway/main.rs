@@ -1,0 +1,15 @@
+//! Tests of the real executable over real sockets, with the simulators as backends. One file per stage.
+
+mod support;
+
+mod balance;
+mod body;
+mod callers;
+mod failure;
+mod http2;
+mod input;
+mod path;
+mod record;
+mod reload;
+mod stream;
+mod tls;

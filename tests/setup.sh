@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs what tests/clients.rs needs and this machine lacks. Does nothing, quickly, when all of it is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=target/client-venv
+requirements=tests/clients/requirements.txt
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+missing=()
+for program in curl jq zip flock; do
+    command -v "$program" >/dev/null || missing+=("${program/flock/util-linux}")
+done
+python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || missing+=(python3 python3-venv)
+if [ ${#missing[@]} -gt 0 ]; then
+    if ! command -v apt-get >/dev/null; then
+        echo "please install: ${missing[*]}" >&2
+        exit 1
+    fi
+    as_root apt-get update -q
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends ca-certificates "${missing[@]}"
+fi
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "python3 is older than 3.10" >&2
+    exit 1
+}
+
+# The stamp is written last, so a broken installation is made anew.
+stamp=$(cat "$requirements" <(python3 --version) | sha256sum | cut -d ' ' -f 1)
+if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    exit 0
+fi
+rm -rf "$venv"
+python3 -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+echo "$stamp" >"$venv/stamp"
