@@ -220,7 +220,7 @@ mod tests {
         for (name, value) in [
             ("authorization", format!("Bearer {}", key.text)),
             ("authorization", format!("bEARER   {}", key.text)),
-            ("x-api-key", key.text.clone()),
+            ("x-api-key", key.text),
         ] {
             assert!(ring.authenticate(&headers(name, &value), Utc::now()).is_ok(), "{name}: {value}");
         }

@@ -144,7 +144,7 @@ impl Catalogue {
         parse: impl Fn(&str) -> Result<Value, String>,
         default_body_limit: usize,
     ) -> Result<Self, BadDocument> {
-        let mut texts: BTreeMap<String, (String, String)> =
+        let mut texts: BTreeMap<String, Text> =
             EMBEDDED.iter().map(|(name, text)| ((*name).into(), ((*name).into(), (*text).into()))).collect();
         if let Some(directory) = directory {
             texts.extend(read_directory(directory)?);
@@ -206,7 +206,11 @@ impl Catalogue {
     }
 }
 
-fn read_directory(directory: &Path) -> Result<Vec<(String, (String, String))>, BadDocument> {
+/// A file and its text.
+type Text = (String, String);
+
+/// The documents of a directory by API name.
+fn read_directory(directory: &Path) -> Result<Vec<(String, Text)>, BadDocument> {
     let bad =
         |reason: std::io::Error| BadDocument { file: directory.display().to_string(), reason: reason.to_string() };
     let mut texts = Vec::new();

@@ -61,7 +61,7 @@ async fn look_up(endpoint: &Endpoint) {
     match tokio::net::lookup_host((settings.host.as_str(), settings.port)).await {
         Ok(found) => endpoint.resolved(found.collect::<Vec<SocketAddr>>()),
         Err(error) => {
-            tracing::warn!(endpoint = endpoint.name(), %error, "endpoint does not resolve; keeping its last addresses")
+            tracing::warn!(endpoint = endpoint.name(), %error, "endpoint does not resolve; keeping its last addresses");
         }
     }
 }

@@ -367,6 +367,7 @@ mod tests {
         .unwrap()
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "reads better in a list of assertions")]
     fn target(method: Method, path: &str) -> Result<Target, NotFound> {
         table().find(&method, path).map(|r| r.target)
     }

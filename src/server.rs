@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{
     RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch, UnixShutdownSignalWatch,
@@ -76,6 +77,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         options.h2c = http2_cleartext;
         options.h2_idle_timeout = Some(idle_timeout);
         proxy.server_options = Some(options);
+        proxy.h2_options = Some(h2_options());
         let edge =
             Edge { proxy: Arc::new(proxy), header_timeout, max_connections, open: Arc::clone(&open), http2_cleartext };
         let mut service = Service::new(if http2_cleartext { "edge-h2c" } else { "edge" }.into(), edge);
@@ -127,6 +129,15 @@ fn access_log(config: &Config) -> Result<AccessLog> {
 /// Binds to learn now, and in words, whether the address can be had.
 fn bind(address: &str) -> Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("listening on {address}"))
+}
+
+/// HTTP/2 of callers: pingora's bounds on headers and streams, and windows wide enough for uploads.
+fn h2_options() -> H2Options {
+    const STREAM_WINDOW: u32 = 1024 * 1024;
+    const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+    let mut options = default_h2_options();
+    options.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+    options
 }
 
 fn server_conf(threads: usize) -> ServerConf {

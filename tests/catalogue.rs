@@ -1,6 +1,14 @@
 //! Every example of the catalogue against the running gateway: each is a test of its own, named
 //! `API::operation::RULE valid|invalid: example`. With `NIMGATE_WRITE_DOCS=1` writes docs/constraints.md instead of
 //! checking that it is up to date.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
 
 #[path = "catalogue/example.rs"]
 mod example;

@@ -19,7 +19,7 @@ pub struct Options {
     /// Seconds for which a cell is measured in a round.
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,
-    /// Workloads and targets to measure, separated by commas; all but the extra workloads if none is named.
+    /// Workloads and targets to measure, separated by commas; all but the extra ones if none is named.
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub only: Vec<String>,
     /// Connections of the load generator, each with one request at a time.
@@ -71,7 +71,7 @@ impl Options {
     /// Whether a target was chosen.
     pub fn chose(&self, target: Target) -> bool {
         let named = |t: Target| self.only.iter().any(|n| n == t.name());
-        named(target) || !Target::ALL.into_iter().any(named)
+        named(target) || (!target.is_extra() && !Target::ALL.into_iter().any(named))
     }
 }
 

@@ -31,6 +31,10 @@ pub enum Target {
     Nginx,
     /// nimgate with keys, validation, routing, probes, access log and metrics.
     Nimgate,
+    /// The same without access log.
+    NimgateUnlogged,
+    /// nimgate without access log and validation: what its path costs with the optional parts off.
+    NimgatePlain,
 }
 
 /// A target that takes requests.
@@ -57,7 +61,8 @@ pub struct Stage {
 
 impl Target {
     /// All, in the order of the table.
-    pub const ALL: [Self; 4] = [Self::Direct, Self::Pingora, Self::Nginx, Self::Nimgate];
+    pub const ALL: [Self; 6] =
+        [Self::Direct, Self::Pingora, Self::Nginx, Self::Nimgate, Self::NimgateUnlogged, Self::NimgatePlain];
 
     /// Its name in the table and for `--only`.
     pub fn name(self) -> &'static str {
@@ -66,7 +71,14 @@ impl Target {
             Self::Pingora => "pingora",
             Self::Nginx => "nginx",
             Self::Nimgate => "nimgate",
+            Self::NimgateUnlogged => "nimgate-unlogged",
+            Self::NimgatePlain => "nimgate-plain",
         }
+    }
+
+    /// Measured only when it is named.
+    pub fn is_extra(self) -> bool {
+        matches!(self, Self::NimgateUnlogged | Self::NimgatePlain)
     }
 
     /// Whether it can be had on this machine.
@@ -81,14 +93,15 @@ impl Stage {
         let directory = tempfile::Builder::new().prefix("nimgate-bench-").tempdir()?;
         let path = directory.path();
         let key = NewKey::generate().map_err(|e| anyhow!("no random numbers: {e}"))?;
-        let mut addresses = free_addresses(targets.len() + 2)?.into_iter();
-        let mut next = || addresses.next().context("an address for each target");
-        let (backend, admin) = (next()?, next()?);
+        // One for the upstream, and two for each target: nimgate has an admin listener.
+        let mut addresses = free_addresses(1 + 2 * targets.len())?.into_iter();
+        let mut next = || addresses.next().context("addresses for each target");
+        let backend = next()?;
         let mut upstream = Process::start("upstream", &mut role("upstream", backend, None)?, path)?;
         await_listener(&mut upstream, backend).await?;
         let mut running = Vec::new();
         for target in targets {
-            let listen = next()?;
+            let (listen, admin) = (next()?, next()?);
             let mut command = match target {
                 Target::Direct => {
                     running.push(Running { target: *target, address: backend, process: None });
@@ -96,7 +109,9 @@ impl Stage {
                 }
                 Target::Pingora => role("pingora", listen, Some(backend))?,
                 Target::Nginx => nginx_command(path, listen, backend)?,
-                Target::Nimgate => nimgate_command(path, listen, admin, backend, &key)?,
+                Target::Nimgate | Target::NimgateUnlogged | Target::NimgatePlain => {
+                    nimgate_command(*target, path, [listen, admin, backend], &key)?
+                }
             };
             let mut process = Process::start(target.name(), &mut command, path)?;
             await_listener(&mut process, listen).await?;
@@ -217,37 +232,34 @@ fn nginx_command(directory: &Path, listen: SocketAddr, upstream: SocketAddr) -> 
 
 const ACCESS_LOG: &str = "access.log";
 
-fn nimgate_command(
-    directory: &Path,
-    listen: SocketAddr,
-    admin: SocketAddr,
-    upstream: SocketAddr,
-    key: &NewKey,
-) -> Result<Command> {
+fn nimgate_command(target: Target, directory: &Path, addresses: [SocketAddr; 3], key: &NewKey) -> Result<Command> {
+    let [listen, admin, upstream] = addresses;
+    let log = if target == Target::Nimgate { format!("{{file: {ACCESS_LOG}}}") } else { "\"off\"".to_owned() };
+    let validation = if target == Target::NimgatePlain { "off" } else { "lenient" };
     let (chat, embedding) = (bodies::CHAT_MODEL, bodies::EMBEDDING_MODEL);
     let config = format!(
         "listeners: [{{address: \"{listen}\"}}]\n\
          admin: {{address: \"{admin}\"}}\n\
          callers: {{keys_file: keys.yaml}}\n\
-         access_log: {{target: {{file: {ACCESS_LOG}}}}}\n\
+         access_log: {{target: {log}}}\n\
          runtime: {{threads: {THREADS}}}\n\
          pools:\n  \
          - name: chat\n    \
            api: nim-llm\n    \
            models: [{{id: {chat}}}]\n    \
            endpoints: [{{url: \"http://{upstream}\"}}]\n    \
-           validation: lenient\n    \
+           validation: \"{validation}\"\n    \
            health: {{interval_ms: 5000}}\n  \
          - name: embed\n    \
            api: nim-embedding\n    \
            models: [{{id: {embedding}}}]\n    \
            endpoints: [{{url: \"http://{upstream}\"}}]\n    \
-           validation: lenient\n    \
+           validation: \"{validation}\"\n    \
            health: {{interval_ms: 5000}}\n"
     );
     let keys = format!("keys:\n  - id: \"{}\"\n    sha256: {}\n    name: bench\n", key.id, key.hash_text());
     fs::write(directory.join("keys.yaml"), keys)?;
-    let file = directory.join("nimgate.yaml");
+    let file = directory.join(format!("{}.yaml", target.name()));
     fs::write(&file, config)?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_nimgate"));
     command.args(["serve", "--config"]).arg(file);

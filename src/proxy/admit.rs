@@ -193,7 +193,7 @@ impl Request<'_> {
     ) -> Failure {
         let meant = self.snapshot.pools.iter().enumerate().find_map(|(at, pool)| {
             let offered = candidates.iter().find(|(api, _)| *api == pool.settings.api)?;
-            within.is_none_or(|w| w.0 == at).then(|| (pool, offered.1))
+            within.is_none_or(|w| w.0 == at).then_some((pool, offered.1))
         });
         let violations = meant.map(|(pool, index)| check_body(pool.checks.get(&index), document)).unwrap_or_default();
         let stated = Violation {

@@ -22,16 +22,15 @@ pub enum Place {
 pub struct Params {
     place: Place,
     schema: Schema,
-    /// JSON types that text is read as, by parameter.
-    kinds: HashMap<String, String>,
+    /// The JSON type that the text of each parameter is read as, where one is stated.
+    kinds: HashMap<String, Option<String>>,
 }
 
 impl Params {
     /// Compiles an object schema of parameters.
     pub fn compile(place: Place, source: &Value, components: &Value, settings: &Settings) -> Result<Self, BadSchema> {
         let properties = source.get("properties").and_then(Value::as_object).into_iter().flatten();
-        let kind = |(name, schema): (&String, &Value)| Some((name.clone(), schema.get("type")?.as_str()?.to_owned()));
-        let kinds = properties.filter_map(kind).collect();
+        let kinds = properties.map(|(name, schema)| (name.clone(), kind(schema, components))).collect();
         // Undocumented query parameters pass in strict mode too: a closed object speaks of bodies.
         let lenient = Settings { validation: crate::schema::Validation::Lenient, ..*settings };
         Ok(Self { place, schema: Schema::compile(source, components, &lenient)?, kinds })
@@ -58,12 +57,16 @@ impl Params {
         violations.list.into_iter().map(placed).collect()
     }
 
+    fn kind_of(&self, name: &str) -> Option<&str> {
+        self.kinds.get(name)?.as_deref()
+    }
+
     fn is_list(&self, name: &str) -> bool {
-        self.kinds.get(name).is_some_and(|kind| kind == "array")
+        self.kind_of(name) == Some("array")
     }
 
     fn typed(&self, name: &str, text: &str) -> Value {
-        let typed = match self.kinds.get(name).map(String::as_str) {
+        let typed = match self.kind_of(name) {
             Some("integer") => text.parse::<i64>().ok().map(Value::from),
             Some("number") => text.parse::<f64>().ok().map(Value::from),
             Some("boolean") => text.parse::<bool>().ok().map(Value::from),
@@ -82,6 +85,13 @@ impl Params {
     }
 }
 
+/// The type that a schema states, by itself or by reference.
+fn kind(schema: &Value, components: &Value) -> Option<String> {
+    let target = schema.get("$ref").and_then(Value::as_str).and_then(|t| t.strip_prefix("#/components"));
+    let schema = target.and_then(|pointer| components.pointer(pointer)).unwrap_or(schema);
+    schema.get("type")?.as_str().map(str::to_owned)
+}
+
 /// A path parameter as text.
 pub fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
@@ -92,6 +102,16 @@ mod tests {
     use super::*;
     use crate::schema::{UrlInput, Validation};
     use serde_json::json;
+
+    #[test]
+    fn a_parameter_whose_schema_is_referred_to_is_known_and_typed() {
+        let settings = Settings { validation: Validation::Lenient, url_input: UrlInput::Any, max_violations: 9 };
+        let components = json!({ "schemas": { "Count": { "type": "integer", "maximum": 3 } } });
+        let source = json!({ "properties": { "count": { "$ref": "#/components/schemas/Count" } } });
+        let params = Params::compile(Place::Header, &source, &components, &settings).unwrap();
+        assert!(params.knows("count") && params.check([("count", "3")].into_iter()).is_empty());
+        assert_eq!(params.check([("count", "4")].into_iter())[0].pointer, "header:count");
+    }
 
     fn params() -> Params {
         let settings = Settings { validation: Validation::Strict, url_input: UrlInput::Any, max_violations: 9 };

@@ -22,7 +22,7 @@ pub fn render(catalogue: &Catalogue, examples: &[Example]) -> String {
             let mut rules: Vec<&str> = Vec::new();
             examples.iter().filter(of).for_each(|e| {
                 if !rules.contains(&e.rule.as_str()) {
-                    rules.push(&e.rule)
+                    rules.push(&e.rule);
                 }
             });
             for rule in rules {

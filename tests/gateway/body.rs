@@ -8,6 +8,7 @@ use http::Request;
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::json;
 
@@ -35,7 +36,9 @@ async fn upload(gateway: &Gateway, length: usize, sized: bool, http2: bool) -> A
     if sized {
         request = request.header("content-length", length);
     }
-    let client = Client::builder(TokioExecutor::new()).http2_only(http2).build_http();
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let client = Client::builder(TokioExecutor::new()).http2_only(http2).build(connector);
     answer(client.request(request.body(body).unwrap()).await.unwrap()).await
 }
 
@@ -67,7 +70,10 @@ async fn uploads_of_256_mib_pass_validated_within_twice_their_size() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_of_256_mib_pass_in_constant_memory() {
     let (_backend, gateway) = predict(false).await;
-    gateway.post("/v1/infer", &json!({ "prompt": "x" })).send().await;
+    // The first answers make what every later one uses again: threads' heaps, kept connections.
+    for _ in 0..4 {
+        gateway.post("/v1/infer", &json!({ "prompt": "x" })).header("x-sim-answer-bytes", "1000000").send().await;
+    }
     let (before, _) = gateway.memory();
     gateway.reset_peak();
     let ask =

@@ -75,7 +75,8 @@ pub(crate) async fn read_request(stream: &mut TcpStream) -> Vec<u8> {
         let head = bytes.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
         if let Some(head) = head {
             let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
-            let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+            let length =
+                text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
             if bytes.len() >= head + length.unwrap_or(0) {
                 return bytes;
             }
@@ -100,8 +101,10 @@ struct World {
 
 impl World {
     async fn start() -> Self {
-        let (llm, nvcf, curator) = (simulator(Kind::Llm).await, simulator(Kind::Nvcf).await, simulator(Kind::Curator).await);
-        let (sick, predict, embed) = (simulator(Kind::Llm).await, simulator(Kind::CosmosPredict).await, simulator(Kind::CosmosEmbed1).await);
+        let (llm, nvcf, curator) =
+            (simulator(Kind::Llm).await, simulator(Kind::Nvcf).await, simulator(Kind::Curator).await);
+        let (sick, predict, embed) =
+            (simulator(Kind::Llm).await, simulator(Kind::CosmosPredict).await, simulator(Kind::CosmosEmbed1).await);
         sick.fault("not-ready").unwrap();
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("upstream.key"), UPSTREAM_KEY).unwrap();
@@ -172,12 +175,18 @@ impl World {
     async fn counted(&self, label: &str, blame: &str) -> f64 {
         let page = self.gateway.admin("/metrics").await.text();
         let lines = page.lines().filter(|l| l.starts_with("nimgate_requests_total{"));
-        let of_label = lines.filter(|l| l.contains(&format!("error=\"{label}\"")) && l.contains(&format!("blame=\"{blame}\"")));
+        let of_label =
+            lines.filter(|l| l.contains(&format!("error=\"{label}\"")) && l.contains(&format!("blame=\"{blame}\"")));
         of_label.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// Runs one case: `produce` makes the request under the given id.
-    async fn check(&mut self, case: &str, expected: Expected, produce: impl AsyncFnOnce(&Self, &str) -> Option<Answer>) {
+    async fn check(
+        &mut self,
+        case: &str,
+        expected: Expected,
+        produce: impl AsyncFnOnce(&Self, &str) -> Option<Answer>,
+    ) {
         let id = self.next_id();
         let before = self.counted(expected.label, expected.blame).await;
         let answer = produce(self, &id).await;
@@ -245,7 +254,8 @@ impl Direct<'_> {
     }
 }
 
-const JETSTREAM: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/problem+json\r\ncontent-length: 98\r\n\r\n\
+const JETSTREAM: &[u8] =
+    b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/problem+json\r\ncontent-length: 98\r\n\r\n\
     {\"status\":429,\"title\":\"Too Many Requests\",\"detail\":\"Jetstream error: maximum messages exceeded now\"}";
 const NOT_FOUND_TEXT: &[u8] =
     b"HTTP/1.1 404 Not Found\r\ncontent-type: text/plain\r\ncontent-length: 18\r\n\r\n404 page not found";
@@ -258,23 +268,38 @@ fn check_answer(case: &str, expected: Expected, answer: &Answer, id: &str) {
     assert_eq!(answer.status, expected.status, "{case}: {}", answer.text());
     assert_eq!(answer.fault(), (expected.label, expected.blame), "{case}");
     assert_eq!(answer.header("x-request-id"), id, "{case}");
-    let json = || serde_json::from_slice::<Value>(&answer.body).unwrap_or_else(|e| panic!("{case}: {e}: {}", answer.text()));
+    let json =
+        || serde_json::from_slice::<Value>(&answer.body).unwrap_or_else(|e| panic!("{case}: {e}: {}", answer.text()));
     match expected.dialect {
         Dialect::OpenAi => {
             let error = &json()["error"];
-            assert_eq!((answer.header("content-type"), &error["code"]), ("application/json", &json!(expected.label)), "{case}");
-            assert!(error["message"].as_str().is_some_and(|m| m.ends_with('.')) && error["type"].is_string(), "{case}: {error}");
+            assert_eq!(
+                (answer.header("content-type"), &error["code"]),
+                ("application/json", &json!(expected.label)),
+                "{case}"
+            );
+            assert!(
+                error["message"].as_str().is_some_and(|m| m.ends_with('.')) && error["type"].is_string(),
+                "{case}: {error}"
+            );
         }
         Dialect::Problem => {
             let body = json();
             let kind = format!("urn:nimgate:problem-details:{}", expected.label.replace('_', "-"));
-            assert_eq!((answer.header("content-type"), &body["type"]), ("application/problem+json", &json!(kind)), "{case}");
+            assert_eq!(
+                (answer.header("content-type"), &body["type"]),
+                ("application/problem+json", &json!(kind)),
+                "{case}"
+            );
             assert_eq!((&body["status"], &body["requestId"]), (&json!(expected.status), &json!(id)), "{case}: {body}");
             assert!(body["title"].is_string() && body["detail"].is_string(), "{case}: {body}");
         }
         Dialect::FastApi => {
             let detail = &json()["detail"];
-            assert!(detail.is_string() || detail[0]["loc"].is_array() && detail[0]["msg"].is_string(), "{case}: {detail}");
+            assert!(
+                detail.is_string() || detail[0]["loc"].is_array() && detail[0]["msg"].is_string(),
+                "{case}: {detail}"
+            );
         }
         Dialect::Passed => {}
         Dialect::Unanswered => panic!("{case}: answered {}", answer.text()),
@@ -316,11 +341,16 @@ async fn callers(world: &mut World) {
     for (key, label) in [("ngk_x_y", "key_invalid"), (EXPIRED, "key_expired"), (DISABLED, "key_disabled")] {
         world.refuses(label, denied(label), |w| w.chat("chat").key(key)).await;
     }
-    world.refuses("no key for NVCF", expected("key_missing", 401, "client", Dialect::Problem), |w| w.function("nvcf", ECHO_FUNCTION).anonymous()).await;
-    world.refuses("a wrong key for Cosmos", expected("key_invalid", 401, "client", Dialect::FastApi), |w| {
-        w.gateway.post("/pools/twin-a/v1/infer", &json!({ "prompt": "x" })).anonymous().header("x-api-key", "sk-1")
-    })
-    .await;
+    world
+        .refuses("no key for NVCF", expected("key_missing", 401, "client", Dialect::Problem), |w| {
+            w.function("nvcf", ECHO_FUNCTION).anonymous()
+        })
+        .await;
+    world
+        .refuses("a wrong key for Cosmos", expected("key_invalid", 401, "client", Dialect::FastApi), |w| {
+            w.gateway.post("/pools/twin-a/v1/infer", &json!({ "prompt": "x" })).anonymous().header("x-api-key", "sk-1")
+        })
+        .await;
     let forbidden = |dialect| expected("not_allowed", 403, "client", dialect);
     world.refuses("a model of others", forbidden(Dialect::OpenAi), |w| w.chat("pexec").key(LIMITED)).await;
     world.refuses("a pool of others", forbidden(Dialect::OpenAi), |w| w.chat("direct").key(LIMITED)).await;
@@ -330,116 +360,188 @@ async fn callers(world: &mut World) {
 async fn routes(world: &mut World) {
     let missing = |label, dialect| expected(label, 404, "client", dialect);
     world.refuses("unknown path", missing("path_not_found", Dialect::OpenAi), |w| w.gateway.get("/v1/nothing")).await;
-    world.refuses("unknown NVCF path", missing("path_not_found", Dialect::Problem), |w| w.gateway.get("/v2/nvcf/nothing")).await;
-    world.refuses("unknown pool", missing("pool_not_found", Dialect::OpenAi), |w| w.gateway.get("/pools/none/v1/models")).await;
-    world.refuses("rival pools", missing("no_default_pool", Dialect::FastApi), |w| w.gateway.post("/v1/infer", &json!({ "prompt": "x" }))).await;
+    world
+        .refuses("unknown NVCF path", missing("path_not_found", Dialect::Problem), |w| {
+            w.gateway.get("/v2/nvcf/nothing")
+        })
+        .await;
+    world
+        .refuses("unknown pool", missing("pool_not_found", Dialect::OpenAi), |w| w.gateway.get("/pools/none/v1/models"))
+        .await;
+    world
+        .refuses("rival pools", missing("no_default_pool", Dialect::FastApi), |w| {
+            w.gateway.post("/v1/infer", &json!({ "prompt": "x" }))
+        })
+        .await;
     let unknown = json!({ "model": "none", "messages": [] });
-    world.refuses("unknown model", missing("model_not_found", Dialect::OpenAi), |w| w.gateway.post("/v1/chat/completions", &unknown)).await;
+    world
+        .refuses("unknown model", missing("model_not_found", Dialect::OpenAi), |w| {
+            w.gateway.post("/v1/chat/completions", &unknown)
+        })
+        .await;
     let wrong = |dialect| expected("method_not_allowed", 405, "client", dialect);
     world.refuses("wrong method", wrong(Dialect::OpenAi), |w| w.gateway.ask(Method::PUT, "/v1/chat/completions")).await;
-    world.refuses("wrong NVCF method", wrong(Dialect::Problem), |w| w.gateway.ask(Method::PUT, "/v2/nvcf/functions")).await;
+    world
+        .refuses("wrong NVCF method", wrong(Dialect::Problem), |w| w.gateway.ask(Method::PUT, "/v2/nvcf/functions"))
+        .await;
 }
 
 async fn bodies(world: &mut World) {
     let bad = |label, status, dialect| expected(label, status, "client", dialect);
     world.refuses("not JSON", bad("malformed_json", 400, Dialect::OpenAi), |w| w.chat("chat").body("{")).await;
-    world.refuses("not JSON for Cosmos", bad("malformed_json", 400, Dialect::FastApi), |w| w.gateway.post("/pools/twin-a/v1/infer", &json!({})).body("{")).await;
-    world.refuses("not declared as JSON", bad("unsupported_media_type", 415, Dialect::OpenAi), |w| {
-        w.gateway.ask(Method::POST, "/v1/chat/completions").header("content-type", "text/plain").body("x")
-    })
-    .await;
+    world
+        .refuses("not JSON for Cosmos", bad("malformed_json", 400, Dialect::FastApi), |w| {
+            w.gateway.post("/pools/twin-a/v1/infer", &json!({})).body("{")
+        })
+        .await;
+    world
+        .refuses("not declared as JSON", bad("unsupported_media_type", 415, Dialect::OpenAi), |w| {
+            w.gateway.ask(Method::POST, "/v1/chat/completions").header("content-type", "text/plain").body("x")
+        })
+        .await;
     let wrong = json!({ "model": "chat", "messages": [], "temperature": "hot" });
-    world.refuses("wrong type", bad("schema_violation", 400, Dialect::OpenAi), |w| w.gateway.post("/v1/chat/completions", &wrong)).await;
-    world.refuses("Cosmos Predict says 400", bad("schema_violation", 400, Dialect::FastApi), |w| w.gateway.post("/pools/twin-a/v1/infer", &json!({ "prompt": 1 }))).await;
+    world
+        .refuses("wrong type", bad("schema_violation", 400, Dialect::OpenAi), |w| {
+            w.gateway.post("/v1/chat/completions", &wrong)
+        })
+        .await;
+    world
+        .refuses("Cosmos Predict says 400", bad("schema_violation", 400, Dialect::FastApi), |w| {
+            w.gateway.post("/pools/twin-a/v1/infer", &json!({ "prompt": 1 }))
+        })
+        .await;
     let embed = json!({ "model": "nvidia/cosmos-embed1", "input": 1, "request_type": "query" });
-    world.refuses("Cosmos Embed1 says 422", bad("schema_violation", 422, Dialect::FastApi), |w| w.gateway.post("/v1/embeddings", &embed)).await;
-    world.refuses("Curator's names", bad("schema_violation", 400, Dialect::Problem), |w| w.gateway.post("/v1/cosmos/datasets", &json!({ "name": 1 }))).await;
+    world
+        .refuses("Cosmos Embed1 says 422", bad("schema_violation", 422, Dialect::FastApi), |w| {
+            w.gateway.post("/v1/embeddings", &embed)
+        })
+        .await;
+    world
+        .refuses("Curator's names", bad("schema_violation", 400, Dialect::Problem), |w| {
+            w.gateway.post("/v1/cosmos/datasets", &json!({ "name": 1 }))
+        })
+        .await;
     let large = vec![b' '; 1024 * 1024 + 1];
-    world.refuses("too large", bad("body_too_large", 413, Dialect::OpenAi), |w| w.chat("chat").body(large.clone())).await;
+    world
+        .refuses("too large", bad("body_too_large", 413, Dialect::OpenAi), |w| w.chat("chat").body(large.clone()))
+        .await;
     let head = |id: &str, more: &str| {
-        format!("POST /pools/chat/v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nx-request-id: {id}\r\ncontent-type: application/json\r\n{more}\r\n")
+        format!(
+            "POST /pools/chat/v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\nx-request-id: {id}\r\ncontent-type: application/json\r\n{more}\r\n"
+        )
     };
-    world.check("a body that ends early", bad("body_incomplete", 400, Dialect::OpenAi), async |w, id| {
-        let mut wire = Wire::to(&w.gateway).await;
-        wire.send(head(id, "content-length: 9\r\n") + "{}").await;
-        wire.close_half().await;
-        Some(wire.answer().await)
-    })
-    .await;
-    world.check("a body that does not come", bad("body_timeout", 408, Dialect::OpenAi), async |w, id| {
-        let mut wire = Wire::to(&w.gateway).await;
-        wire.send(head(id, "content-length: 9\r\n") + "{}").await;
-        Some(wire.answer().await)
-    })
-    .await;
-    world.check("two framings", bad("malformed_request", 400, Dialect::OpenAi), async |w, id| {
-        let mut wire = Wire::to(&w.gateway).await;
-        wire.send(head(id, "content-length: 2\r\ntransfer-encoding: chunked\r\n") + "2\r\n{}\r\n0\r\n\r\n").await;
-        Some(wire.answer().await)
-    })
-    .await;
-    world.check("too many headers", bad("headers_too_large", 431, Dialect::OpenAi), async |w, id| {
-        let mut wire = Wire::to(&w.gateway).await;
-        let many: String = (0..200).map(|at| format!("x-{at}: y\r\n")).collect();
-        wire.send(head(id, &many)).await;
-        Some(wire.answer().await)
-    })
-    .await;
+    world
+        .check("a body that ends early", bad("body_incomplete", 400, Dialect::OpenAi), async |w, id| {
+            let mut wire = Wire::to(&w.gateway).await;
+            wire.send(head(id, "content-length: 9\r\n") + "{}").await;
+            wire.close_half().await;
+            Some(wire.answer().await)
+        })
+        .await;
+    world
+        .check("a body that does not come", bad("body_timeout", 408, Dialect::OpenAi), async |w, id| {
+            let mut wire = Wire::to(&w.gateway).await;
+            wire.send(head(id, "content-length: 9\r\n") + "{}").await;
+            Some(wire.answer().await)
+        })
+        .await;
+    world
+        .check("two framings", bad("malformed_request", 400, Dialect::OpenAi), async |w, id| {
+            let mut wire = Wire::to(&w.gateway).await;
+            wire.send(head(id, "content-length: 2\r\ntransfer-encoding: chunked\r\n") + "2\r\n{}\r\n0\r\n\r\n").await;
+            Some(wire.answer().await)
+        })
+        .await;
+    world
+        .check("too many headers", bad("headers_too_large", 431, Dialect::OpenAi), async |w, id| {
+            let mut wire = Wire::to(&w.gateway).await;
+            let many: String = (0..200).map(|at| format!("x-{at}: y\r\n")).collect();
+            wire.send(head(id, &many)).await;
+            Some(wire.answer().await)
+        })
+        .await;
 }
 
 async fn clients_that_leave(world: &mut World) {
     let left = |label, status| expected(label, status, "client", Dialect::Unanswered);
-    world.check("the client leaves", left("client_closed", 499), async |w, id| {
-        let mut wire = Wire::to(&w.gateway).await;
-        let mut body = chat(false);
-        body["model"] = "chat".into();
-        wire.send(wire.post("/v1/chat/completions", &format!("x-request-id: {id}\r\nx-sim-fault: hang\r\n"), &body.to_string())).await;
-        until("the backend works", async || w.llm.seen().in_flight() > 0).await;
-        drop(wire);
-        until("the backend's work is dropped", async || w.llm.seen().in_flight() == 0).await;
-        None
-    })
-    .await;
+    world
+        .check("the client leaves", left("client_closed", 499), async |w, id| {
+            let mut wire = Wire::to(&w.gateway).await;
+            let mut body = chat(false);
+            body["model"] = "chat".into();
+            wire.send(wire.post(
+                "/v1/chat/completions",
+                &format!("x-request-id: {id}\r\nx-sim-fault: hang\r\n"),
+                &body.to_string(),
+            ))
+            .await;
+            until("the backend works", async || w.llm.seen().in_flight() > 0).await;
+            drop(wire);
+            until("the backend's work is dropped", async || w.llm.seen().in_flight() == 0).await;
+            None
+        })
+        .await;
     // The answer has begun, so its status stays.
-    world.check("the client does not read", left("client_stalled", 200), async |w, id| {
-        let mut wire = Wire::to(&w.gateway).await;
-        let headers = format!("x-request-id: {id}\r\nx-sim-answer-bytes: 64000000\r\n");
-        wire.send(wire.post("/pools/twin-a/v1/infer", &headers, r#"{"prompt":"x"}"#)).await;
-        w.gateway.record_of(id).await;
-        None
-    })
-    .await;
+    world
+        .check("the client does not read", left("client_stalled", 200), async |w, id| {
+            let mut wire = Wire::to(&w.gateway).await;
+            let headers = format!("x-request-id: {id}\r\nx-sim-answer-bytes: 64000000\r\n");
+            wire.send(wire.post("/pools/twin-a/v1/infer", &headers, r#"{"prompt":"x"}"#)).await;
+            w.gateway.record_of(id).await;
+            None
+        })
+        .await;
 }
 
 async fn unreachable_backends(world: &mut World) {
     let gone = |label, status, blame| expected(label, status, blame, Dialect::OpenAi);
     world.refuses("nobody listens", gone("connect_failed", 502, "network"), |w| w.chat("dead")).await;
     world.refuses("no TLS", gone("tls_failed", 502, "network"), |w| w.chat("secret")).await;
-    world.refuses("closed unanswered", gone("upstream_closed", 502, "network"), |w| w.chat("chat").header("x-sim-fault", "cut")).await;
+    world
+        .refuses("closed unanswered", gone("upstream_closed", 502, "network"), |w| {
+            w.chat("chat").header("x-sim-fault", "cut")
+        })
+        .await;
     world.refuses("not HTTP", gone("upstream_protocol", 502, "inference-service"), |w| w.chat("garbage")).await;
     world.refuses("unready", gone("no_healthy_endpoint", 503, "inference-service"), |w| w.chat("sick")).await;
-    world.refuses("closed unanswered by NVCF", expected("upstream_closed", 502, "network", Dialect::Problem), |w| w.function("nvcf", ECHO_FUNCTION).header("x-sim-fault", "cut")).await;
+    world
+        .refuses("closed unanswered by NVCF", expected("upstream_closed", 502, "network", Dialect::Problem), |w| {
+            w.function("nvcf", ECHO_FUNCTION).header("x-sim-fault", "cut")
+        })
+        .await;
 }
 
 async fn slow_backends(world: &mut World) {
     let late = |label, blame| expected(label, 504, blame, Dialect::OpenAi);
-    world.refuses("never begins", late("first_byte_timeout", "inference-service"), |w| w.chat("hasty").header("x-sim-fault", "hang")).await;
-    world.refuses("takes too long", late("total_timeout", "gateway"), |w| w.chat("brief").header("x-sim-fault", "hang")).await;
+    world
+        .refuses("never begins", late("first_byte_timeout", "inference-service"), |w| {
+            w.chat("hasty").header("x-sim-fault", "hang")
+        })
+        .await;
+    world
+        .refuses("takes too long", late("total_timeout", "gateway"), |w| w.chat("brief").header("x-sim-fault", "hang"))
+        .await;
     // A failing answer is held until it is judged, so its silence can still be told by a status.
-    world.refuses("goes silent within an error", late("upstream_stalled", "inference-service"), |w| {
-        w.chat("quiet").header("x-sim-fault", "status=500,stall-after=1")
-    })
-    .await;
-    world.check("goes silent within a stream", expected("upstream_stalled", 200, "inference-service", Dialect::Unanswered), async |w, id| {
-        let mut body = chat(true);
-        body["model"] = "quiet".into();
-        let ask = w.gateway.post("/v1/chat/completions", &body).header("x-sim-fault", "stall-after=2");
-        let text = ask.header("x-request-id", id).send().await.text();
-        let event: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
-        assert_eq!(event["error"]["code"], "upstream_stalled", "{text}");
-        None
-    })
-    .await;
+    world
+        .refuses("goes silent within an error", late("upstream_stalled", "inference-service"), |w| {
+            w.chat("quiet").header("x-sim-fault", "status=500,stall-after=1")
+        })
+        .await;
+    world
+        .check(
+            "goes silent within a stream",
+            expected("upstream_stalled", 200, "inference-service", Dialect::Unanswered),
+            async |w, id| {
+                let mut body = chat(true);
+                body["model"] = "quiet".into();
+                let ask = w.gateway.post("/v1/chat/completions", &body).header("x-sim-fault", "stall-after=2");
+                let text = ask.header("x-request-id", id).send().await.text();
+                let event: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+                assert_eq!(event["error"]["code"], "upstream_stalled", "{text}");
+                None
+            },
+        )
+        .await;
 }
 
 /// NIM containers, in every shape of body that they are known to use.
@@ -514,7 +616,10 @@ async fn functions(world: &mut World) {
     }
     let invoked = [("authorization", bearer.as_str()), ("function-id", LLM_FUNCTION)];
     let direct = Direct { url: format!("{url}/v1/chat/completions"), body: chat(false), headers: &invoked };
-    for (fault, label, status, blame) in [("inference-service,status=500", "inference_error", 500, service), ("status=401", "platform_unauthorized", 401, platform)] {
+    for (fault, label, status, blame) in [
+        ("inference-service,status=500", "inference_error", 500, service),
+        ("status=401", "platform_unauthorized", 401, platform),
+    ] {
         world.passes("a function as a NIM", (label, status, blame), fault, |w| w.chat("direct"), &direct).await;
         world.passes("a function by pexec", (label, status, blame), fault, |w| w.chat("pexec"), &direct).await;
     }
@@ -526,7 +631,11 @@ async fn functions(world: &mut World) {
 /// NGC services: Curator, whose 200 may be a failure.
 async fn services(world: &mut World) {
     let bearer = format!("Bearer {UPSTREAM_KEY}");
-    let direct = Direct { url: format!("{}/v1/cosmos/datasets", world.curator.url()), body: dataset(), headers: &[("authorization", bearer.as_str())] };
+    let direct = Direct {
+        url: format!("{}/v1/cosmos/datasets", world.curator.url()),
+        body: dataset(),
+        headers: &[("authorization", bearer.as_str())],
+    };
     for (fault, label, status) in [
         ("status=400", "platform_rejected", 400),
         ("status=401", "platform_unauthorized", 401),
@@ -576,7 +685,10 @@ async fn answers_that_break_http_are_told_as_such() {
         (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}", "upstream_protocol"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\n{}", "upstream_protocol"),
         (b"HTTP/1.1 500 X\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n", "upstream_protocol"),
-        (b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nsecret", "upstream_protocol"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nsecret",
+            "upstream_protocol",
+        ),
     ];
     for (bytes, label) in cases {
         let backend = raw_backend(bytes).await;
@@ -601,12 +713,16 @@ async fn a_created_dataset_is_not_called_failed_for_the_size_of_its_answer() {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             if !read_request(&mut stream).await.is_empty() {
-                let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answered.len());
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+                    answered.len()
+                );
                 let _ = stream.write_all(format!("{head}{answered}").as_bytes()).await;
             }
         }
     });
-    let gateway = Gateway::setup().pool("curator", "nemo-curator", "kind: ngc\nhealth: {enabled: false}", &[&url]).start().await;
+    let gateway =
+        Gateway::setup().pool("curator", "nemo-curator", "kind: ngc\nhealth: {enabled: false}", &[&url]).start().await;
     let answer = gateway.post("/v1/cosmos/datasets", &dataset()).send().await;
     assert_eq!((answer.status, answer.fault()), (200, ("", "")));
     assert_eq!(answer.body.len(), body.len());
@@ -617,7 +733,8 @@ async fn an_upload_that_drips_ends_at_the_pools_total_time() {
     let nvcf = simulator(Kind::Nvcf).await;
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("upstream.key"), UPSTREAM_KEY).unwrap();
-    let pool = "kind: nvcf\ncredential: {secret: {file: upstream.key}}\nhealth: {enabled: false}\ntimeouts: {total_ms: 300}";
+    let pool =
+        "kind: nvcf\ncredential: {secret: {file: upstream.key}}\nhealth: {enabled: false}\ntimeouts: {total_ms: 300}";
     let gateway = Gateway::setup().pool("nvcf", "nvcf", pool, &[&nvcf.url()]).start_in(directory).await;
     let mut wire = Wire::to(&gateway).await;
     let path = format!("/v2/nvcf/pexec/functions/{ECHO_FUNCTION}");

@@ -166,14 +166,39 @@ async fn bodies_that_are_no_json_are_refused_and_the_connection_goes_on() {
     let twice = r#"{"model":"meta/llama-3.1-8b-instruct","mod\u0065l":"other","messages":[]}"#;
     let mut wire = Wire::to(&gateway).await;
     for body in [
-        "", " ", "{", "}", "nul", "{\"model\":", "{'model':1}", "{\"a\":1,}", "{} {}", "\u{feff}{}", "\u{0}", "{\"a\":\"\u{0}\"}",
-        "{\"a\":\"\u{1}\"}", "{\"a\":\"\\ud800\"}", "{\"a\":\"\\x\"}", "{\"a\":1e999}", "{\"a\":01}", "{\"a\":NaN}", "{\"a\":+1}",
-        &deep, &deep_object, twice, "{\"x\":{\"b\":1,\"b\":2}}",
+        "",
+        " ",
+        "{",
+        "}",
+        "nul",
+        "{\"model\":",
+        "{'model':1}",
+        "{\"a\":1,}",
+        "{} {}",
+        "\u{feff}{}",
+        "\u{0}",
+        "{\"a\":\"\u{0}\"}",
+        "{\"a\":\"\u{1}\"}",
+        "{\"a\":\"\\ud800\"}",
+        "{\"a\":\"\\x\"}",
+        "{\"a\":1e999}",
+        "{\"a\":01}",
+        "{\"a\":NaN}",
+        "{\"a\":+1}",
+        &deep,
+        &deep_object,
+        twice,
+        "{\"x\":{\"b\":1,\"b\":2}}",
     ] {
         let shown: String = body.chars().take(40).collect();
         wire.send(wire.post(CHAT, "", body)).await;
         let answer = wire.answer().await;
-        assert_eq!((answer.status, answer.fault()), (400, ("malformed_json", "client")), "{shown:?}: {}", answer.text());
+        assert_eq!(
+            (answer.status, answer.fault()),
+            (400, ("malformed_json", "client")),
+            "{shown:?}: {}",
+            answer.text()
+        );
         assert!(answer.body.len() < 600, "{shown:?}: {}", answer.text());
     }
     wire.still_serves("malformed JSON").await;
@@ -184,7 +209,9 @@ async fn bodies_that_are_no_json_are_refused_and_the_connection_goes_on() {
 #[tokio::test]
 async fn bytes_that_are_no_text_are_refused() {
     let (backend, gateway) = gateway_with("").await;
-    for bytes in [&b"{\"model\":\"\xff\"}"[..], b"\xff\xfe{\0}\0", b"{\"a\":\"\xed\xa0\x80\"}", b"\x1f\x8b\x08\0\0\0\0\0"] {
+    for bytes in
+        [&b"{\"model\":\"\xff\"}"[..], b"\xff\xfe{\0}\0", b"{\"a\":\"\xed\xa0\x80\"}", b"\x1f\x8b\x08\0\0\0\0\0"]
+    {
         let answer = gateway.post(CHAT, &json!(0)).body(bytes).send().await;
         assert_eq!((answer.status, answer.fault().0), (400, "malformed_json"), "{bytes:?}");
     }
@@ -209,9 +236,18 @@ async fn json_of_the_wrong_form_is_refused_with_its_places() {
         (r#"{"model":"a\r\nx: y","messages":[]}"#, "model_not_found"),
         (r#"{"model":"meta/llama-3.1-8b-instruct","messages":"hi"}"#, "schema_violation"),
         (r#"{"model":"meta/llama-3.1-8b-instruct","messages":[1]}"#, "schema_violation"),
-        (r#"{"model":"meta/llama-3.1-8b-instruct","messages":[{"role":"user","content":"x"}],"max_tokens":-1}"#, "schema_violation"),
-        (r#"{"model":"meta/llama-3.1-8b-instruct","messages":[{"role":"user","content":"x"}],"stream":"yes"}"#, "schema_violation"),
-        (r#"{"model":"meta/llama-3.1-8b-instruct","messages":[{"role":"user","content":"x"}],"temperature":1e300}"#, "schema_violation"),
+        (
+            r#"{"model":"meta/llama-3.1-8b-instruct","messages":[{"role":"user","content":"x"}],"max_tokens":-1}"#,
+            "schema_violation",
+        ),
+        (
+            r#"{"model":"meta/llama-3.1-8b-instruct","messages":[{"role":"user","content":"x"}],"stream":"yes"}"#,
+            "schema_violation",
+        ),
+        (
+            r#"{"model":"meta/llama-3.1-8b-instruct","messages":[{"role":"user","content":"x"}],"temperature":1e300}"#,
+            "schema_violation",
+        ),
     ] {
         wire.send(wire.post(CHAT, "", body)).await;
         let answer = wire.answer().await;
@@ -221,7 +257,11 @@ async fn json_of_the_wrong_form_is_refused_with_its_places() {
     let long = format!(r#"{{"model":"{}","messages":[]}}"#, "m".repeat(500_000));
     wire.send(wire.post(CHAT, "", &long)).await;
     let answer = wire.answer().await;
-    assert!(answer.fault().0 == "model_not_found" && answer.body.len() < 600, "a model's name is shown cut: {}", answer.body.len());
+    assert!(
+        answer.fault().0 == "model_not_found" && answer.body.len() < 600,
+        "a model's name is shown cut: {}",
+        answer.body.len()
+    );
     wire.still_serves("wrong JSON").await;
     assert_eq!(backend.seen().requests(CHAT), 1);
     unharmed(&gateway, &backend, "wrong JSON").await;
@@ -254,7 +294,8 @@ async fn a_refused_request_leaves_its_connection_to_the_next() {
         let (got, head) = wire.head().await.unwrap_or_else(|| panic!("{case}: no answer"));
         assert_eq!(got, status, "{case}: {head}");
         let lower = head.to_ascii_lowercase();
-        let length = lower.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).unwrap_or(0);
+        let length =
+            lower.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).unwrap_or(0);
         let length = if case == "HEAD" { 0 } else { length };
         while wire.unread.len() < length {
             assert!(wire.more().await, "{case}: a cut body");
@@ -268,8 +309,15 @@ async fn a_refused_request_leaves_its_connection_to_the_next() {
 #[tokio::test]
 async fn an_oversize_body_is_refused_before_it_is_sent_when_the_client_asks() {
     let (backend, gateway) = gateway_with("").await;
-    let head = |length: usize| request("POST", CHAT, "expect: 100-continue\r\n", "").replace("content-length: 0", &format!("content-length: {length}"));
-    for (case, bytes, status) in [("413", head(2 * 1024 * 1024), 413), ("401", head(9).replace(KEY, "ngk_no_key"), 401), ("404", head(9).replace(CHAT, "/v1/nothing"), 404)] {
+    let head = |length: usize| {
+        request("POST", CHAT, "expect: 100-continue\r\n", "")
+            .replace("content-length: 0", &format!("content-length: {length}"))
+    };
+    for (case, bytes, status) in [
+        ("413", head(2 * 1024 * 1024), 413),
+        ("401", head(9).replace(KEY, "ngk_no_key"), 401),
+        ("404", head(9).replace(CHAT, "/v1/nothing"), 404),
+    ] {
         let mut wire = Wire::to(&gateway).await;
         wire.send(bytes).await;
         let (got, head) = wire.head().await.unwrap();
@@ -317,7 +365,8 @@ async fn a_blocking_client_reads_why_its_large_body_is_refused() {
 async fn truncated_uploads_are_told_from_broken_ones() {
     let (backend, gateway) = gateway_with("client: {body_idle_timeout_ms: 300}").await;
     let body = chat(false).to_string();
-    let cut = request("POST", CHAT, "", &body).replace(&format!("content-length: {}", body.len()), "content-length: 5000");
+    let cut =
+        request("POST", CHAT, "", &body).replace(&format!("content-length: {}", body.len()), "content-length: 5000");
     for (case, bytes, half, status, label) in [
         ("a short body", cut.clone(), true, 400, "body_incomplete"),
         ("a chunk that is cut", chunked(CHAT, "10\r\nabc"), true, 400, "body_incomplete"),
@@ -348,10 +397,20 @@ async fn truncated_uploads_that_stream_through_are_told_alike() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("upstream.key"), UPSTREAM_KEY).unwrap();
     let pool = "kind: nvcf\ncredential: {secret: {file: upstream.key}}\nhealth: {enabled: false}";
-    let gateway = Gateway::setup().pool("nvcf", "nvcf", pool, &[&nvcf.url()]).top("client: {body_idle_timeout_ms: 300}").start_in(directory).await;
+    let gateway = Gateway::setup()
+        .pool("nvcf", "nvcf", pool, &[&nvcf.url()])
+        .top("client: {body_idle_timeout_ms: 300}")
+        .start_in(directory)
+        .await;
     let path = format!("/v2/nvcf/pexec/functions/{ECHO_FUNCTION}");
     for (case, bytes, half, status, label) in [
-        ("a short body", request("POST", &path, "", "abc").replace("content-length: 3", "content-length: 9"), true, 400, "body_incomplete"),
+        (
+            "a short body",
+            request("POST", &path, "", "abc").replace("content-length: 3", "content-length: 9"),
+            true,
+            400,
+            "body_incomplete",
+        ),
         ("a chunk that is cut", chunked(&path, "10\r\nabc"), true, 400, "body_incomplete"),
         ("a size that is none", chunked(&path, "zz\r\nabc\r\n"), false, 400, "malformed_request"),
         ("chunks that stop", chunked(&path, &chunk("abc")), false, 408, "body_timeout"),
@@ -375,7 +434,8 @@ async fn headers_that_break_http_are_refused() {
     let (backend, gateway) = gateway_with("").await;
     let body = chat(false).to_string();
     let with = |headers: &str| request("POST", CHAT, headers, &body);
-    let length = |value: &str| with("").replace(&format!("content-length: {}", body.len()), &format!("content-length: {value}"));
+    let length =
+        |value: &str| with("").replace(&format!("content-length: {}", body.len()), &format!("content-length: {value}"));
     let coded = |value: &str| chunked(CHAT, &(chunk(&body) + "0\r\n\r\n")).replace(": chunked", &format!(": {value}"));
     let many = |n: usize| (0..n).map(|at| format!("x-{at}: y\r\n")).collect::<String>();
     let cases: Vec<(&str, String, u16)> = vec![
@@ -484,7 +544,8 @@ async fn a_dripped_header_is_closed_in_time_also_on_a_kept_connection() {
 async fn a_dripped_body_is_refused_when_its_time_is_over() {
     let (backend, gateway) = gateway_with("client: {body_timeout_ms: 300}").await;
     let mut wire = Wire::to(&gateway).await;
-    wire.send(request("POST", CHAT, "x-request-id: drip\r\n", "").replace("content-length: 0", "content-length: 5000")).await;
+    wire.send(request("POST", CHAT, "x-request-id: drip\r\n", "").replace("content-length: 0", "content-length: 5000"))
+        .await;
     until("it is recorded", async || {
         wire.try_send(" ").await;
         gateway.records().iter().any(|r| r["request_id"] == "drip")
@@ -526,16 +587,41 @@ async fn paths_are_taken_literally_and_never_climb() {
     std::fs::write(directory.path().join("upstream.key"), UPSTREAM_KEY).unwrap();
     // Without validation nothing but the gateway itself stands between a path and the platform.
     for validation in ["strict", "off"] {
-        let pool = format!("kind: ngc\ncredential: {{secret: {{file: {}}}}}\nhealth: {{enabled: false}}\nvalidation: {validation}", directory.path().join("upstream.key").display());
-        let gateway = Gateway::setup().pool("curator", "nemo-curator", &pool, &[&curator.url()]).chat(&[&llm.url()]).start().await;
+        let pool = format!(
+            "kind: ngc\ncredential: {{secret: {{file: {}}}}}\nhealth: {{enabled: false}}\nvalidation: {validation}",
+            directory.path().join("upstream.key").display()
+        );
+        let gateway = Gateway::setup()
+            .pool("curator", "nemo-curator", &pool, &[&curator.url()])
+            .chat(&[&llm.url()])
+            .start()
+            .await;
         for path in [
-            "/v1/cosmos/datasets/..", "/v1/cosmos/datasets/.", "/v1/cosmos/datasets/%2e%2e", "/v1/cosmos/datasets/.%2E",
-            "/v1/cosmos/datasets/..%2f..%2fadmin", "/v1/cosmos/datasets/%2e%2e%5cadmin", "/v1/cosmos/datasets/a%2f..%2fb",
-            "/v1/cosmos/datasets/../captions", "/v1/cosmos/datasets/%2e%2e/captions", "/v1/cosmos/datasets/..;/captions",
-            "/v1/cosmos/datasets/a%00", "/v1/cosmos/datasets/a%0d%0ax:%20y",
-            "/pools/curator/../../v1/cosmos/datasets", "/pools/%2e%2e/v1/cosmos/datasets", "/pools/..%2f/v1/cosmos/datasets",
-            "/pools/c%75rator/v1/cosmos/datasets", "/pools//v1/cosmos/datasets", "//v1/cosmos/datasets", "/v1//cosmos/datasets",
-            "/v1/cosmos/datasets/", "/V1/cosmos/datasets", "/./v1/cosmos/datasets", "/v1/%63osmos/datasets", "*", "/",
+            "/v1/cosmos/datasets/..",
+            "/v1/cosmos/datasets/.",
+            "/v1/cosmos/datasets/%2e%2e",
+            "/v1/cosmos/datasets/.%2E",
+            "/v1/cosmos/datasets/..%2f..%2fadmin",
+            "/v1/cosmos/datasets/%2e%2e%5cadmin",
+            "/v1/cosmos/datasets/a%2f..%2fb",
+            "/v1/cosmos/datasets/../captions",
+            "/v1/cosmos/datasets/%2e%2e/captions",
+            "/v1/cosmos/datasets/..;/captions",
+            "/v1/cosmos/datasets/a%00",
+            "/v1/cosmos/datasets/a%0d%0ax:%20y",
+            "/pools/curator/../../v1/cosmos/datasets",
+            "/pools/%2e%2e/v1/cosmos/datasets",
+            "/pools/..%2f/v1/cosmos/datasets",
+            "/pools/c%75rator/v1/cosmos/datasets",
+            "/pools//v1/cosmos/datasets",
+            "//v1/cosmos/datasets",
+            "/v1//cosmos/datasets",
+            "/v1/cosmos/datasets/",
+            "/V1/cosmos/datasets",
+            "/./v1/cosmos/datasets",
+            "/v1/%63osmos/datasets",
+            "*",
+            "/",
         ] {
             let mut wire = Wire::to(&gateway).await;
             wire.send(request("GET", path, "", "").replace("content-length: 0\r\n", "")).await;
@@ -588,13 +674,17 @@ async fn as_sent(bytes: &str) -> (Option<Answer>, Vec<String>) {
         }
     });
     let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}";
-    let gateway = Gateway::setup().pool("chat", "nim-llm", pool, &[&url]).top("client: {header_timeout_ms: 300}").start().await;
+    let gateway =
+        Gateway::setup().pool("chat", "nim-llm", pool, &[&url]).top("client: {header_timeout_ms: 300}").start().await;
     let mut wire = Wire::to(&gateway).await;
     wire.send(bytes).await;
     let answer = wire.next().await;
     // A second request can not hide: this one comes after whatever the first has left.
     assert_eq!(gateway.chat(false).header("x-request-id", "last").send().await.status, 200);
-    until("the backend saw it", async || seen.lock().unwrap().iter().any(|r: &String| r.contains("x-request-id: last"))).await;
+    until("the backend saw it", async || {
+        seen.lock().unwrap().iter().any(|r: &String| r.contains("x-request-id: last"))
+    })
+    .await;
     until("nothing is in flight", async || gateway.metric("nimgate_requests_in_flight").await == 0.0).await;
     assert!(!gateway.output().contains("panicked"));
     let mut seen = seen.lock().unwrap().clone();
@@ -608,23 +698,69 @@ async fn no_request_hides_in_another() {
     let hidden = "GET /admin HTTP/1.1\r\nhost: backend\r\nx-hidden: 1\r\n\r\n";
     let smuggled = format!("{body}{hidden}");
     let cases = [
-        ("CL.TE", format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}\r\ntransfer-encoding: chunked\r\n\r\n{}0\r\n\r\n{hidden}", smuggled.len(), chunk(&body))),
-        ("TE.CL", format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n{}0\r\n\r\n", chunk(&smuggled))),
-        ("two codings", chunked(CHAT, &format!("{}0\r\n\r\n{hidden}", chunk(&body))).replace(": chunked", ": identity\r\ntransfer-encoding: chunked")),
+        (
+            "CL.TE",
+            format!(
+                "POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {}\r\ntransfer-encoding: chunked\r\n\r\n{}0\r\n\r\n{hidden}",
+                smuggled.len(),
+                chunk(&body)
+            ),
+        ),
+        (
+            "TE.CL",
+            format!(
+                "POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ntransfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n{}0\r\n\r\n",
+                chunk(&smuggled)
+            ),
+        ),
+        (
+            "two codings",
+            chunked(CHAT, &format!("{}0\r\n\r\n{hidden}", chunk(&body)))
+                .replace(": chunked", ": identity\r\ntransfer-encoding: chunked"),
+        ),
         ("an underscore", request("POST", CHAT, "content_length: 5\r\n", &body)),
         ("two lengths", request("POST", CHAT, &format!("content-length: {}\r\n", smuggled.len()), &body) + hidden),
-        ("a length in a list", request("POST", CHAT, "", &body).replace(&format!("content-length: {}", body.len()), &format!("content-length: {0}, {0}", body.len())) + hidden),
+        (
+            "a length in a list",
+            request("POST", CHAT, "", &body)
+                .replace(&format!("content-length: {}", body.len()), &format!("content-length: {0}, {0}", body.len()))
+                + hidden,
+        ),
         ("bytes behind the body", request("POST", CHAT, "", &body) + hidden),
         ("bytes behind the chunks", chunked(CHAT, &format!("{}0\r\n\r\n{hidden}", chunk(&body)))),
         ("trailers", chunked(CHAT, &format!("{}0\r\nx-hidden: 1\r\n\r\n", chunk(&body)))),
         ("line feeds only", request("POST", CHAT, "", &body).replace("\r\n", "\n") + hidden),
         ("a nominated length", request("POST", CHAT, "connection: content-length\r\n", &body)),
         ("a nominated id", request("POST", CHAT, "connection: x-request-id, content-type\r\n", &body)),
-        ("an upgrade", request("POST", CHAT, "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n", &body)),
+        (
+            "an upgrade",
+            request(
+                "POST",
+                CHAT,
+                "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
+                &body,
+            ),
+        ),
         ("a web socket", request("POST", CHAT, "connection: upgrade\r\nupgrade: websocket\r\n", &body)),
-        ("hop by hop", request("POST", CHAT, "te: trailers\r\nkeep-alive: timeout=9\r\nproxy-authorization: Basic eDp5\r\nproxy-connection: keep-alive\r\n", &body)),
-        ("another authority", request("POST", &format!("http://evil.example{CHAT}"), "", &body).replace("host: gateway", "host: evil.example")),
-        ("another authority, with TLS", request("POST", &format!("https://evil.example:443{CHAT}"), "", &body).replace("host: gateway", "host: evil.example:443")),
+        (
+            "hop by hop",
+            request(
+                "POST",
+                CHAT,
+                "te: trailers\r\nkeep-alive: timeout=9\r\nproxy-authorization: Basic eDp5\r\nproxy-connection: keep-alive\r\n",
+                &body,
+            ),
+        ),
+        (
+            "another authority",
+            request("POST", &format!("http://evil.example{CHAT}"), "", &body)
+                .replace("host: gateway", "host: evil.example"),
+        ),
+        (
+            "another authority, with TLS",
+            request("POST", &format!("https://evil.example:443{CHAT}"), "", &body)
+                .replace("host: gateway", "host: evil.example:443"),
+        ),
     ];
     for (case, bytes) in cases {
         let (answer, seen) = as_sent(&bytes).await;
@@ -639,7 +775,9 @@ async fn no_request_hides_in_another() {
         assert!(head.starts_with(&format!("POST {CHAT} HTTP/1.1\r\n")), "{case}: {head}");
         assert_eq!(rest, body, "{case}: the body and nothing else");
         assert_eq!(lower.matches("content-length:").count(), 1, "{case}: {head}");
-        for absent in ["x-hidden", "transfer-encoding", "upgrade", "evil", "http2-settings", "keep-alive", "proxy-", "\r\nte:"] {
+        for absent in
+            ["x-hidden", "transfer-encoding", "upgrade", "evil", "http2-settings", "keep-alive", "proxy-", "\r\nte:"]
+        {
             assert!(!lower.contains(absent), "{case}: {absent} in {head}");
         }
         assert!(lower.contains("\r\nx-request-id: "), "{case}: {head}");
@@ -672,7 +810,9 @@ async fn http_1_0_gets_no_chunks_and_no_kept_connection() {
     let (backend, gateway) = gateway_with("").await;
     for stream in [false, true] {
         let mut wire = Wire::to(&gateway).await;
-        let bytes = request("POST", CHAT, "", &chat(stream).to_string()).replace("HTTP/1.1", "HTTP/1.0").replace("host: gateway\r\n", "");
+        let bytes = request("POST", CHAT, "", &chat(stream).to_string())
+            .replace("HTTP/1.1", "HTTP/1.0")
+            .replace("host: gateway\r\n", "");
         wire.send(bytes).await;
         let text = wire.until_closed().await;
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -718,7 +858,8 @@ async fn a_client_may_leave_at_any_point_of_its_answer() {
         drop(wire);
         until("the backend's work is dropped", async || backend.seen().in_flight() == 0).await;
     }
-    until("all are recorded", async || gateway.records().iter().filter(|r| r["error"] == "client_closed").count() == 8).await;
+    until("all are recorded", async || gateway.records().iter().filter(|r| r["error"] == "client_closed").count() == 8)
+        .await;
     unharmed(&gateway, &backend, "clients that leave").await;
 }
 
@@ -730,7 +871,8 @@ async fn http2_takes_no_more_than_http1_does() {
     let gateway = setup.top("client: {body_idle_timeout_ms: 300}").start().await;
     let stream = TcpStream::connect(gateway.address).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(stream);
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection);
     let ask = |method: &str, path: &str| {
         let request = http::Request::builder().method(method).uri(format!("http://gateway{path}"));
@@ -748,7 +890,12 @@ async fn http2_takes_no_more_than_http1_does() {
         ("wrong method", ask("DELETE", CHAT).body(full("")).unwrap(), 405, "method_not_allowed"),
         ("TRACE", ask("TRACE", CHAT).body(full("")).unwrap(), 405, "method_not_allowed"),
         ("many headers", many.body(full(&body)).unwrap(), 431, "headers_too_large"),
-        ("two credentials", ask("POST", CHAT).header("authorization", "Bearer ngk_a_b").body(full(&body)).unwrap(), 400, "malformed_request"),
+        (
+            "two credentials",
+            ask("POST", CHAT).header("authorization", "Bearer ngk_a_b").body(full(&body)).unwrap(),
+            400,
+            "malformed_request",
+        ),
         ("a climbing path", ask("GET", "/v1/models/../x").body(full("")).unwrap(), 400, "malformed_request"),
         ("a body that does not come", ask("POST", CHAT).body(endless).unwrap(), 408, "body_timeout"),
         ("good", ask("POST", CHAT).body(full(&body)).unwrap(), 200, ""),
@@ -798,10 +945,17 @@ async fn secrets_appear_nowhere() {
             }
         }
     }
-    let text = format!("{{\"model\":\"meta/llama-3.1-8b-instruct\",\"messages\":[{{\"role\":\"user\",\"content\":\"{}", secrets["a prompt"]);
-    answers.push(gateway.post(&format!("{CHAT}{signed}"), &json!(0)).body(text.clone() + "\"}],\"stream\":1}").send().await);
+    let text = format!(
+        "{{\"model\":\"meta/llama-3.1-8b-instruct\",\"messages\":[{{\"role\":\"user\",\"content\":\"{}",
+        secrets["a prompt"]
+    );
+    answers.push(
+        gateway.post(&format!("{CHAT}{signed}"), &json!(0)).body(text.clone() + "\"}],\"stream\":1}").send().await,
+    );
     answers.push(gateway.post(&format!("{CHAT}{signed}"), &json!(0)).body(text.clone()).send().await);
-    answers.push(gateway.post(&format!("{CHAT}{signed}"), &json!(0)).key(secrets["a key that is none"]).body(text).send().await);
+    answers.push(
+        gateway.post(&format!("{CHAT}{signed}"), &json!(0)).key(secrets["a key that is none"]).body(text).send().await,
+    );
     answers.push(gateway.get(&format!("/v1/nothing{signed}")).send().await);
     for broken in ["x-a: b\0", "x-a : b", "connection: \"x\""] {
         let mut wire = Wire::to(&gateway).await;
@@ -809,7 +963,10 @@ async fn secrets_appear_nowhere() {
         wire.send(wire.post(&format!("/v1/cosmos/datasets{signed}"), &format!("{broken}\r\n"), &body)).await;
         wire.until_closed().await;
     }
-    let mut places: Vec<(String, String)> = answers.iter().map(|a| (format!("an answer of {}", a.status), format!("{:?} {}", a.headers, a.text()))).collect();
+    let mut places: Vec<(String, String)> = answers
+        .iter()
+        .map(|a| (format!("an answer of {}", a.status), format!("{:?} {}", a.headers, a.text())))
+        .collect();
     assert!(answers.iter().filter(|a| a.status >= 400).count() > 10);
     until("all are recorded", async || gateway.records().len() >= answers.len()).await;
     places.push(("the output".into(), gateway.output()));

@@ -1,4 +1,12 @@
 //! Tests of the real executable over real sockets, with the simulators as backends. One file per stage.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 

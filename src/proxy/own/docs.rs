@@ -50,7 +50,7 @@ fn operation(html: &mut String, operation: &Operation, document: &Value) {
     if !rules.is_empty() {
         html.push_str("<table>");
         rules.iter().for_each(|(id, expect)| {
-            html.push_str(&format!("<tr><td><code>{}</code><td>{}", escape(id), escape(expect)))
+            html.push_str(&format!("<tr><td><code>{}</code><td>{}", escape(id), escape(expect)));
         });
         html.push_str("</table>");
     }
