@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header;
+use http::{HeaderName, StatusCode, Version, header};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -66,7 +66,11 @@ impl ProxyHttp for Gateway {
         self.recorder.begin();
         let client = &ctx.snapshot.client;
         let server_session = session.as_mut();
-        server_session.set_keepalive(Some(client.keepalive_timeout.as_secs()));
+        // A client that asked for the connection to be closed keeps its will.
+        if server_session.get_keepalive().is_some() {
+            server_session.set_keepalive(Some(client.keepalive_timeout.as_secs()));
+        }
+        server_session.set_pipelining_enabled(true);
         server_session.set_write_timeout(Some(client.write_timeout));
         server_session.set_read_timeout(Some(client.body_idle_timeout));
         Ok(())
@@ -155,12 +159,20 @@ impl ProxyHttp for Gateway {
         header: &mut ResponseHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
+        if header.status == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for it: `Upgrade` does not pass.
+            return Err(respond::into_error(Failure::UpstreamProtocol));
+        }
         if header.status.is_informational() {
             return Ok(());
         }
         ctx.trail.first_byte = Some(ctx.started.elapsed());
         ctx.trail.status = header.status.as_u16();
-        let dropped: Vec<_> = header.headers.keys().filter(|n| Kind::drops_response_header(n)).cloned().collect();
+        let nominated = header.headers.get(header::CONNECTION).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let is_nominated =
+            |name: &HeaderName| nominated.split(',').any(|n| n.trim().eq_ignore_ascii_case(name.as_str()));
+        let is_dropped = |name: &&HeaderName| Kind::drops_response_header(name) || is_nominated(name);
+        let dropped: Vec<_> = header.headers.keys().filter(is_dropped).cloned().collect();
         for name in dropped {
             header.remove_header(&name);
         }
@@ -180,6 +192,10 @@ impl ProxyHttp for Gateway {
         }
         if self.draining.load(Ordering::Relaxed) || session.is_process_shutting_down() {
             session.set_keepalive(None);
+        }
+        if session.req_header().version < Version::HTTP_11 {
+            // HTTP/1.0 knows no chunks: the end of the connection ends the answer.
+            header.remove_header(&header::TRANSFER_ENCODING);
         }
         respond::decorate(header, ctx)
     }
@@ -204,6 +220,8 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestContext,
         reused: bool,
     ) -> Box<Error> {
+        // Asking an undecided error whether to retry panics.
+        error.retry.decide_reuse(reused);
         let replayable = ctx.admitted.as_ref().is_some_and(|a| a.length.is_some());
         let closed =
             matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::WriteError | ErrorType::ReadError);

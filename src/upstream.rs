@@ -93,7 +93,16 @@ impl Kind {
         let name = name.as_str();
         name.starts_with("x-nimgate-")
             || name.starts_with("access-control-")
-            || matches!(name, "endpoint-load-metrics" | "x-request-id" | "authorization" | "www-authenticate")
+            || matches!(
+                name,
+                "endpoint-load-metrics"
+                    | "x-request-id"
+                    | "authorization"
+                    | "www-authenticate"
+                    | "keep-alive"
+                    | "proxy-connection"
+                    | "upgrade"
+            )
     }
 }
 

@@ -16,8 +16,8 @@ use super::{body, guard, own};
 use crate::auth::Caller;
 use crate::catalogue::{Body, Operation};
 use crate::failure::{BadInput, Failure};
-use crate::ids::{ApiName, OperationIndex, PoolIndex, RequestId};
-use crate::route::{Route, Target};
+use crate::ids::{ApiName, OperationIndex, PoolIndex, PoolName, RequestId};
+use crate::route::{NotFound, Route, Target};
 use crate::schema::{Document, Violation};
 
 /// What becomes of a request.
@@ -41,7 +41,7 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
         return Ok(Verdict::Answer(reply));
     }
     let found = snapshot.routes.find(&method, uri.path());
-    note_api(ctx, found.as_ref().ok(), uri.path());
+    note_api(ctx, &found, uri.path());
     if let Ok(Route { target: Target::Own(endpoint), .. }) = &found
         && let Some(reply) = own::public(*endpoint, &snapshot, headers)
     {
@@ -240,27 +240,38 @@ impl Request<'_> {
 }
 
 /// Takes dialect and names from the route as soon as they are known, so that every later failure has them.
-fn note_api(ctx: &mut RequestContext, route: Option<&Route>, path: &str) {
-    let index = route.and_then(|r| match &r.target {
-        Target::Pool(_, index) => Some(*index),
-        Target::ByModel { candidates, .. } => candidates.first().map(|(_, index)| *index),
-        Target::Own(_) => None,
-    });
+fn note_api(ctx: &mut RequestContext, found: &Result<Route, NotFound>, path: &str) {
+    let index = match found.as_ref().map(|route| &route.target) {
+        Ok(Target::Pool(_, index)) => Some(*index),
+        Ok(Target::ByModel { candidates, .. }) => candidates.first().map(|(_, index)| *index),
+        Ok(Target::Own(_)) | Err(_) => None,
+    };
     let snapshot = Arc::clone(&ctx.snapshot);
     let operation = index.map(|index| snapshot.catalogue.operation(index));
-    // A path that NVCF or NGC would answer is refused in their dialect even when it is unknown.
-    let guessed = match path {
-        _ if path.starts_with("/v2/nvcf/") => Some("nvcf"),
-        _ if path.starts_with("/v1/cosmos/") => Some("nemo-curator"),
-        _ => None,
-    };
-    let api = operation.map(|o| o.api.as_str()).or(guessed).and_then(|name| snapshot.catalogue.apis.get(name));
-    if let Some(api) = api {
+    let api = operation.map(|o| o.api.as_str()).or_else(|| meant(&snapshot, found, path));
+    if let Some(api) = api.and_then(|name| snapshot.catalogue.apis.get(name)) {
         ctx.errors = api.errors;
     }
     if let Some(operation) = operation {
         ctx.trail.api = Some(operation.api.clone());
         ctx.trail.operation = Some(Arc::clone(&operation.id));
+    }
+}
+
+/// The API that a request without a route was probably for, to refuse it in that dialect.
+fn meant<'a>(snapshot: &'a Snapshot, found: &Result<Route, NotFound>, path: &str) -> Option<&'a str> {
+    let named = match (found, path.strip_prefix("/pools/")) {
+        (Err(NotFound::NoDefault(rivals)), _) => rivals.first().map(PoolName::as_str),
+        (_, rest) => rest.and_then(|rest| rest.split('/').next()),
+    };
+    if let Some(name) = named {
+        let pool = snapshot.pools.iter().find(|pool| pool.settings.name.as_str() == name)?;
+        return Some(pool.settings.api.as_str());
+    }
+    match path {
+        _ if path.starts_with("/v2/nvcf/") => Some("nvcf"),
+        _ if path.starts_with("/v1/cosmos/") => Some("nemo-curator"),
+        _ => None,
     }
 }
 

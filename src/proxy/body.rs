@@ -20,8 +20,11 @@ const STEPS: [usize; 3] = [16 * 1024, 256 * 1024, 4 * 1024 * 1024];
 /// Refuses a declared length above `limit`, before anything is read.
 pub fn check_declared(session: &ServerSession, limit: usize) -> Result<Option<usize>, Failure> {
     let Some(declared) = session.req_header().headers.get(header::CONTENT_LENGTH) else { return Ok(None) };
-    let declared = std::str::from_utf8(declared.as_bytes()).ok().and_then(|text| text.trim().parse::<usize>().ok());
-    match declared {
+    let digits = declared.as_bytes().trim_ascii();
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Failure::MalformedRequest("Content-Length is not a number"));
+    }
+    match std::str::from_utf8(digits).ok().and_then(|text| text.parse::<usize>().ok()) {
         Some(length) if length <= limit => Ok(Some(length)),
         // Longer than a number holds is longer than the limit.
         _ => Err(Failure::BodyTooLarge(limit)),
@@ -86,12 +89,20 @@ async fn next(
     let read = timeout_at(deadline, timeout(client.body_idle_timeout, session.read_request_body())).await;
     match read {
         Ok(Ok(Ok(chunk))) => Ok(chunk),
-        Ok(Ok(Err(error))) => Err(match error.etype() {
-            ErrorType::ReadTimedout => Failure::BodyTimeout,
-            ErrorType::InvalidHTTPHeader => Failure::MalformedRequest("the chunked encoding of the body is broken"),
-            _ => Failure::BodyIncomplete,
-        }),
+        Ok(Ok(Err(error))) => Err(read_failure(error.etype())),
         Ok(Err(_)) | Err(_) => Err(Failure::BodyTimeout),
+    }
+}
+
+/// What a failed read of a client's body means.
+pub fn read_failure(error: &ErrorType) -> Failure {
+    match error {
+        ErrorType::ReadTimedout => Failure::BodyTimeout,
+        // pingora's own name for a broken chunk, which it does not export.
+        ErrorType::InvalidHTTPHeader | ErrorType::Custom("InvalidChunk") => {
+            Failure::MalformedRequest("the chunked encoding of the body is broken")
+        }
+        _ => Failure::BodyIncomplete,
     }
 }
 

@@ -56,6 +56,12 @@ impl Clock {
         }
     }
 
+    /// Waits until the whole request has taken too long, whoever is silent.
+    pub(super) async fn overdue(&self) -> Failure {
+        tokio::time::sleep_until(self.started + self.timeouts.total).await;
+        Failure::TotalTimeout
+    }
+
     fn deadline(&self) -> (Instant, Failure) {
         let silent = match self.moved {
             None => (self.attempt + self.timeouts.first_byte, Failure::FirstByteTimeout),

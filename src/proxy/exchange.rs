@@ -21,6 +21,7 @@ use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_error::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use super::body::read_failure;
 use super::clock::Clock;
 use super::judge::Judge;
 use super::respond::into_error;
@@ -168,7 +169,7 @@ impl Exchange {
     }
 
     async fn release(&mut self, mut held: Held, complete: bool) -> Result<bool> {
-        let replaced = match self.judge.read(&mut held.header, &held.seen) {
+        let replaced = match self.judge.read(&mut held.header, &held.seen, complete) {
             Some(judgement) => {
                 *self.handle.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(judgement.failure);
                 judgement.replacement
@@ -212,7 +213,12 @@ impl CustomSession for Exchange {
         let idle = no_body_expected || self.pieces.is_some();
         let Self { inner: Some(inner), clock, .. } = self else { return Ok(None) };
         if !idle {
-            return inner.read_body_or_idle(false).await;
+            // A body that streams from the client ends by its own silence or by the request's total time.
+            return tokio::select! {
+                biased;
+                read = inner.read_body_or_idle(false) => read.map_err(|e| into_error(read_failure(e.etype()))),
+                late = clock.overdue() => Err(into_error(late)),
+            };
         }
         tokio::select! {
             biased;

@@ -21,13 +21,28 @@ pub fn check(session: &ServerSession, client: &ClientSettings) -> Result<(), Fai
     if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
         return Err(Failure::MalformedRequest("HTTP/1.1 requires a Host header"));
     }
-    if is_http1 && request.headers.contains_key(header::TRANSFER_ENCODING) && declares_length(&session.to_h1_raw()) {
-        return Err(Failure::MalformedRequest("Content-Length and Transfer-Encoding exclude each other"));
+    let codings: Vec<_> = request.headers.get_all(header::TRANSFER_ENCODING).iter().collect();
+    if is_http1 && let [coding, ref more @ ..] = codings[..] {
+        if !more.is_empty() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+            return Err(Failure::MalformedRequest("the only transfer coding taken is chunked"));
+        }
+        if declares_length(&session.to_h1_raw()) {
+            return Err(Failure::MalformedRequest("Content-Length and Transfer-Encoding exclude each other"));
+        }
+    }
+    if climbs(request.uri.path()) {
+        return Err(Failure::MalformedRequest("its path has `.` or `..` as a segment"));
     }
     if request.headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
         return Err(Failure::MalformedRequest("more than one Authorization header"));
     }
     Ok(())
+}
+
+/// Whether a path has a segment that a server behind us might resolve, and so leave what it was checked as.
+fn climbs(path: &str) -> bool {
+    let plain = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
+    plain.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 /// Whether the raw header names a length. pingora drops it from the parsed header when the body is chunked.
@@ -43,6 +58,17 @@ fn declares_length(raw: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_climbs_is_found_however_it_is_written() {
+        for path in ["/a/../b", "/a/%2e%2E/b", "/..", "/a/.", "/a/%2e./b", "/a%2f..%2Fb", "/a\\..\\b", "/a/%2e%2e%5cb"]
+        {
+            assert!(climbs(path), "{path}");
+        }
+        for path in ["/a/b", "/a/..b", "/a/.well-known", "/a/b..", "/v1/models/meta/llama-3.1", "//"] {
+            assert!(!climbs(path), "{path}");
+        }
+    }
 
     #[test]
     fn a_length_is_found_in_any_case_but_only_as_a_name() {

@@ -52,7 +52,7 @@ impl Judge {
     }
 
     /// Reads a held answer and writes label and blame into its header.
-    pub(super) fn read(&self, header: &mut ResponseHeader, seen: &[u8]) -> Option<Judgement> {
+    pub(super) fn read(&self, header: &mut ResponseHeader, seen: &[u8], complete: bool) -> Option<Judgement> {
         let status = header.status.as_u16();
         if status >= 400 {
             let (fault, _) = self.kind.read_fault(status, &header.headers, &seen[..seen.len().min(BOUND)]);
@@ -60,7 +60,8 @@ impl Judge {
             label(header, &failure);
             return Some(Judgement { failure, replacement: None });
         }
-        if self.holds_contract(seen) {
+        // An answer above the bound can not be read whole; one that fails is short.
+        if !complete || self.holds_contract(seen) {
             return None;
         }
         let failure = Failure::upstream(Fault::AnswerIncomplete, self.kind != Kind::Nim);

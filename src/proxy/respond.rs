@@ -70,7 +70,9 @@ fn upstream(kind: &ErrorType, ctx: &RequestContext) -> Failure {
         | T::TLSWantX509Lookup
         | T::InvalidCert
         | T::HandshakeError => Failure::TlsFailed,
-        T::InvalidHTTPHeader | T::H1Error | T::H2Error | T::InvalidH2 | T::H2Downgrade => Failure::UpstreamProtocol,
+        T::Custom("InvalidChunk") | T::InvalidHTTPHeader | T::H1Error | T::H2Error | T::InvalidH2 | T::H2Downgrade => {
+            Failure::UpstreamProtocol
+        }
         T::ReadTimedout | T::WriteTimedout if ctx.trail.first_byte.is_some() => Failure::UpstreamStalled,
         T::ReadTimedout | T::WriteTimedout => Failure::FirstByteTimeout,
         _ => Failure::UpstreamClosed,
@@ -106,7 +108,10 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
         end_stream(server_session, &failure, ctx).await;
     } else {
         // Only before anything was sent upstream is the client's side of the exchange known to be whole.
-        let reusable = failure.is_refusal() && ctx.admitted.is_none();
+        // A client that waits to be asked for its body may or may not send it now, so its connection ends.
+        let withheld =
+            server_session.req_header().headers.contains_key(header::EXPECT) && !server_session.is_body_done();
+        let reusable = failure.is_refusal() && ctx.admitted.is_none() && !withheld;
         match answer(server_session, &failure, ctx, reusable).await {
             Ok(()) if reusable => return FailToProxy { error_code: status, can_reuse_downstream: true },
             // A connection that is closed on a client which still sends is reset, and the answer lost with it.

@@ -90,7 +90,13 @@ pub fn prepare(request: &mut RequestHeader, ctx: &RequestContext) -> Result<()> 
 fn strip(request: &mut RequestHeader, operation: &Operation) {
     let is_dropped = |name: &&HeaderName| Kind::drops_request_header(name) && !operation.headers.contains(name);
     let mut dropped: Vec<HeaderName> = request.headers.keys().filter(is_dropped).cloned().collect();
-    dropped.extend([header::EXPECT, header::ACCEPT_ENCODING, header::AUTHORIZATION]);
+    dropped.extend([
+        header::EXPECT,
+        header::ACCEPT_ENCODING,
+        header::AUTHORIZATION,
+        header::UPGRADE,
+        header::CONNECTION,
+    ]);
     for name in dropped {
         request.remove_header(&name);
     }

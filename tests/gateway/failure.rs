@@ -255,7 +255,7 @@ impl Direct<'_> {
 }
 
 const JETSTREAM: &[u8] =
-    b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/problem+json\r\ncontent-length: 98\r\n\r\n\
+    b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/problem+json\r\ncontent-length: 100\r\n\r\n\
     {\"status\":429,\"title\":\"Too Many Requests\",\"detail\":\"Jetstream error: maximum messages exceeded now\"}";
 const NOT_FOUND_TEXT: &[u8] =
     b"HTTP/1.1 404 Not Found\r\ncontent-type: text/plain\r\ncontent-length: 18\r\n\r\n404 page not found";
@@ -524,7 +524,7 @@ async fn slow_backends(world: &mut World) {
     // A failing answer is held until it is judged, so its silence can still be told by a status.
     world
         .refuses("goes silent within an error", late("upstream_stalled", "inference-service"), |w| {
-            w.chat("quiet").header("x-sim-fault", "status=500,stall-after=1")
+            w.chat("quiet").header("x-sim-fault", "status=500,stall-after=0")
         })
         .await;
     world
@@ -746,4 +746,35 @@ async fn an_upload_that_drips_ends_at_the_pools_total_time() {
     .await;
     assert_eq!(gateway.record_of("drip").await["error"], "total_timeout");
     until("the lease is given back", async || gateway.metric("nimgate_endpoint_in_flight").await == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_is_closed_unanswered_costs_no_request() {
+    // Each connection answers one request, takes another and closes: what an idle timeout of the backend looks like.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                if !read_request(&mut stream).await.is_empty() {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+                    read_request(&mut stream).await;
+                }
+            });
+        }
+    });
+    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}";
+    let gateway = Gateway::setup().pool("chat", "nim-llm", pool, &[&url]).start().await;
+    for at in 0..6 {
+        let answer = gateway.chat(false).header("x-request-id", &format!("kept-{at}")).send().await;
+        assert_eq!((answer.status, answer.fault()), (200, ("", "")), "request {at}");
+    }
+    gateway.record_of("kept-5").await;
+    assert!(
+        gateway.records().iter().any(|r| r["attempts"] == 2),
+        "some came on a kept connection: {:?}",
+        gateway.records()
+    );
+    until("nothing is in flight", async || gateway.metric("nimgate_requests_in_flight").await == 0.0).await;
+    assert!(!gateway.output().contains("panicked"));
 }
