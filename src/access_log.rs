@@ -1,23 +1,64 @@
 //! Access log: lines written by a thread of their own, so that a slow disk or pipe costs no request anything.
+//!
+//! Requests append to a shared buffer; the thread takes it whole every few milliseconds. Waking it for each line would
+//! cost more than writing the line.
 
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long a line may wait for others to be written with.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Where lines go. Dropped lines are counted.
 pub struct AccessLog {
-    lines: Option<SyncSender<Vec<u8>>>,
+    shared: Option<Arc<Shared>>,
     dropped: Arc<AtomicU64>,
     writer: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// Told when the first line of a batch comes, and at the end.
+    changed: Condvar,
+    most_lines: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    lines: usize,
+    ended: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for lines; `None` when there are none and there will be none.
+    fn take(&self) -> Option<Vec<u8>> {
+        let mut waiting = self.lock();
+        while waiting.lines == 0 && !waiting.ended {
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        if !waiting.ended {
+            let gathered = self.changed.wait_timeout_while(waiting, GATHER, |w| !w.ended);
+            waiting = gathered.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let taken = std::mem::take(&mut *waiting);
+        waiting.ended = taken.ended;
+        (taken.lines > 0).then_some(taken.bytes)
+    }
 }
 
 impl AccessLog {
     /// No log.
     pub fn off() -> Self {
-        Self { lines: None, dropped: Arc::default(), writer: None }
+        Self { shared: None, dropped: Arc::default(), writer: None }
     }
 
     /// Lines to standard output, at most `queue` of them waiting.
@@ -31,22 +72,36 @@ impl AccessLog {
         Self::start(file, queue)
     }
 
-    fn start(out: impl Write + Send + 'static, queue: usize) -> std::io::Result<Self> {
-        let (lines, waiting) = sync_channel(queue);
-        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || copy(&waiting, out))?;
-        Ok(Self { lines: Some(lines), dropped: Arc::default(), writer: Some(writer) })
+    fn start(mut out: impl Write + Send + 'static, queue: usize) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared { waiting: Mutex::default(), changed: Condvar::new(), most_lines: queue });
+        let source = Arc::clone(&shared);
+        let write = move || {
+            while let Some(lines) = source.take() {
+                // When the reader of a pipe is gone or the disk is full, a later batch may still succeed.
+                let _ = out.write_all(&lines).and_then(|()| out.flush());
+            }
+        };
+        let writer = std::thread::Builder::new().name("access-log".into()).spawn(write)?;
+        Ok(Self { shared: Some(shared), dropped: Arc::default(), writer: Some(writer) })
     }
 
     /// Whether lines go anywhere.
     pub fn is_on(&self) -> bool {
-        self.lines.is_some()
+        self.shared.is_some()
     }
 
-    /// Queues one line, its end included; drops it when the queue is full.
-    pub fn write(&self, line: Vec<u8>) {
-        let Some(lines) = &self.lines else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(line) {
+    /// Queues one line, its end included; drops it when too many wait.
+    pub fn write(&self, line: &[u8]) {
+        let Some(shared) = &self.shared else { return };
+        let mut waiting = shared.lock();
+        if waiting.lines >= shared.most_lines {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        waiting.bytes.extend_from_slice(line);
+        waiting.lines += 1;
+        if waiting.lines == 1 {
+            shared.changed.notify_one();
         }
     }
 
@@ -59,25 +114,12 @@ impl AccessLog {
 impl Drop for AccessLog {
     /// Waits until what was queued is written.
     fn drop(&mut self) {
-        self.lines = None;
+        if let Some(shared) = self.shared.take() {
+            shared.lock().ended = true;
+            shared.changed.notify_one();
+        }
         if let Some(writer) = self.writer.take() {
             let _ = writer.join();
-        }
-    }
-}
-
-/// Writes what waits, and flushes whenever nothing does.
-fn copy(waiting: &Receiver<Vec<u8>>, out: impl Write) {
-    let mut out = BufWriter::with_capacity(64 * 1024, out);
-    while let Ok(line) = waiting.recv() {
-        let mut failed = out.write_all(&line).is_err();
-        while let Ok(line) = waiting.try_recv() {
-            failed |= out.write_all(&line).is_err();
-        }
-        failed |= out.flush().is_err();
-        if failed {
-            // The reader of a pipe is gone, or the disk is full: go on, a later line may succeed.
-            continue;
         }
     }
 }
@@ -91,17 +133,30 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("access.log");
         let log = AccessLog::file(&path, 1000).unwrap();
-        (0..500).for_each(|i| log.write(format!("{i}\n").into_bytes()));
+        (0..500).for_each(|i| log.write(format!("{i}\n").as_bytes()));
         drop(log);
         let expected: String = (0..500).map(|i| format!("{i}\n")).collect();
         assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
     }
 
     #[test]
+    fn lines_are_written_while_the_log_lives() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access.log");
+        let log = AccessLog::file(&path, 1000).unwrap();
+        for wanted in ["a\n", "a\nb\n"] {
+            log.write(&wanted.as_bytes()[wanted.len() - 2..]);
+            while std::fs::read_to_string(&path).unwrap() != wanted {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
     fn a_full_queue_drops_and_counts() {
-        let (lines, _waiting) = sync_channel(1);
-        let log = AccessLog { lines: Some(lines), dropped: Arc::default(), writer: None };
-        (0..3).for_each(|_| log.write(vec![b'x']));
+        let shared = Shared { waiting: Mutex::default(), changed: Condvar::new(), most_lines: 1 };
+        let log = AccessLog { shared: Some(Arc::new(shared)), dropped: Arc::default(), writer: None };
+        (0..3).for_each(|_| log.write(b"x"));
         assert_eq!(log.dropped().load(Ordering::Relaxed), 2);
     }
 }

@@ -71,6 +71,8 @@ impl ProxyHttp for Gateway {
             server_session.set_keepalive(Some(client.keepalive_timeout.as_secs()));
         }
         server_session.set_pipelining_enabled(true);
+        // A backend's interim answers end here; only a client that expects 100 gets one, from us.
+        server_session.set_ignore_info_resp(true);
         server_session.set_write_timeout(Some(client.write_timeout));
         server_session.set_read_timeout(Some(client.body_idle_timeout));
         Ok(())

@@ -156,7 +156,7 @@ impl Recorder {
         };
         if let Ok(mut bytes) = serde_json::to_vec(&line) {
             bytes.push(b'\n');
-            self.access_log.write(bytes);
+            self.access_log.write(&bytes);
         }
     }
 }

@@ -87,7 +87,7 @@ impl Schema {
     pub fn compile(schema: &Value, components: &Value, settings: &Settings) -> Result<Self, BadSchema> {
         let mut source = Map::new();
         source.insert("allOf".into(), json!([schema]));
-        source.insert("components".into(), components.clone());
+        source.insert("components".into(), adapt::reachable(schema, components));
         let mut source = Value::Object(source);
         adapt::adapt(&mut source, settings)?;
         let validator = jsonschema::draft202012::options()

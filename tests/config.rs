@@ -217,7 +217,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown key",
             with("    nmae: x\n"),
             &[
-                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of name, api, kind, function, default, models, endpoints, credential, headers, validation, url_input, max_body_mib, health, timeouts, tls, connection",
+                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, connection, credential, default, endpoints, function, headers, health, kind, max_body_mib, models, name, timeouts, tls, url_input, validation",
             ],
         ),
         (
@@ -276,7 +276,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             with("    function: {id: x, bogus: 1}\n"),
             &[
                 "c.yaml:8:16: pools[0].function.id: expected text that matches ^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
-                "c.yaml:8:23: pools[0].function.bogus: unknown key; expected one of id, version, invocation",
+                "c.yaml:8:23: pools[0].function.bogus: unknown key; expected one of id, invocation, version",
             ],
         ),
         (

@@ -163,7 +163,7 @@ pub(super) fn tagged(mut item: Value, api: &ApiName) -> Value {
         let id = operation.get("operationId").and_then(Value::as_str).unwrap_or_default();
         operation.insert("operationId".into(), json!(format!("{api}.{id}")));
         operation.insert("tags".into(), json!([api.as_str()]));
-        operation.shift_remove("x-nimgate-examples");
+        operation.remove("x-nimgate-examples");
     }
     item
 }

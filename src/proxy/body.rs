@@ -1,7 +1,7 @@
 //! Body: reads a request body whole, within its bounds, and hands it on with as few copies as can be.
 
 use bytes::{Bytes, BytesMut};
-use http::header;
+use http::{Version, header};
 use pingora_core::protocols::http::server::Session as ServerSession;
 use pingora_error::ErrorType;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -33,8 +33,12 @@ pub fn check_declared(session: &ServerSession, limit: usize) -> Result<Option<us
 
 /// Tells a client that waits for it to go on.
 pub async fn invite(session: &mut ServerSession) -> Result<(), Failure> {
-    if session.req_header().headers.contains_key(header::EXPECT) {
+    let request = session.req_header();
+    if request.headers.contains_key(header::EXPECT) && request.version > Version::HTTP_10 {
+        // An answer before the body's end closes the connection; this one only invites the body.
+        session.set_close_on_response_before_downstream_finish(false);
         session.write_continue_response().await.map_err(|_| Failure::ClientClosed)?;
+        session.set_close_on_response_before_downstream_finish(true);
     }
     Ok(())
 }

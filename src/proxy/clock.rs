@@ -32,6 +32,11 @@ impl Clock {
         self.moved = None;
     }
 
+    /// The client's body is still arriving: the backend owes nothing yet.
+    pub(super) fn uploading(&mut self) {
+        self.attempt = Instant::now();
+    }
+
     /// Something of the answer arrived.
     pub(super) fn progress(&mut self) {
         self.moved = Some(Instant::now());

@@ -213,6 +213,7 @@ impl CustomSession for Exchange {
         let idle = no_body_expected || self.pieces.is_some();
         let Self { inner: Some(inner), clock, .. } = self else { return Ok(None) };
         if !idle {
+            clock.uploading();
             // A body that streams from the client ends by its own silence or by the request's total time.
             return tokio::select! {
                 biased;

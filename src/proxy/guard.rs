@@ -30,8 +30,11 @@ pub fn check(session: &ServerSession, client: &ClientSettings) -> Result<(), Fai
             return Err(Failure::MalformedRequest("Content-Length and Transfer-Encoding exclude each other"));
         }
     }
-    if climbs(request.uri.path()) {
-        return Err(Failure::MalformedRequest("its path has `.` or `..` as a segment"));
+    if !request.raw_path().iter().all(u8::is_ascii_graphic) {
+        return Err(Failure::MalformedRequest("its path has bytes that must be percent-encoded"));
+    }
+    if misleads(request.uri.path()) {
+        return Err(Failure::MalformedRequest("its path has `.` or `..` as a segment, or a control character"));
     }
     if request.headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
         return Err(Failure::MalformedRequest("more than one Authorization header"));
@@ -39,10 +42,12 @@ pub fn check(session: &ServerSession, client: &ClientSettings) -> Result<(), Fai
     Ok(())
 }
 
-/// Whether a path has a segment that a server behind us might resolve, and so leave what it was checked as.
-fn climbs(path: &str) -> bool {
+/// Whether a server behind us might read a path as another than the one that was checked.
+fn misleads(path: &str) -> bool {
     let plain = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
-    plain.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
+    // Some servers cut a segment at `;` before they resolve it.
+    let mut segments = plain.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or_default());
+    segments.any(|segment| matches!(segment, "." | "..")) || plain.contains(|c: char| c.is_ascii_control())
 }
 
 /// Whether the raw header names a length. pingora drops it from the parsed header when the body is chunked.
@@ -60,13 +65,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_that_climbs_is_found_however_it_is_written() {
-        for path in ["/a/../b", "/a/%2e%2E/b", "/..", "/a/.", "/a/%2e./b", "/a%2f..%2Fb", "/a\\..\\b", "/a/%2e%2e%5cb"]
-        {
-            assert!(climbs(path), "{path}");
+    fn a_path_that_misleads_is_found_however_it_is_written() {
+        for path in [
+            "/a/../b",
+            "/a/%2e%2E/b",
+            "/..",
+            "/a/.",
+            "/a/%2e./b",
+            "/a%2f..%2Fb",
+            "/a\\..\\b",
+            "/a/%2e%2e%5cb",
+            "/a/..;x/b",
+            "/a%00",
+            "/a%0d%0ab",
+        ] {
+            assert!(misleads(path), "{path}");
         }
         for path in ["/a/b", "/a/..b", "/a/.well-known", "/a/b..", "/v1/models/meta/llama-3.1", "//"] {
-            assert!(!climbs(path), "{path}");
+            assert!(!misleads(path), "{path}");
         }
     }
 

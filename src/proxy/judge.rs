@@ -70,6 +70,7 @@ impl Judge {
         header.remove_header(&header::TRANSFER_ENCODING);
         header.remove_header(&header::CONTENT_ENCODING);
         let _ = header.set_status(body.status);
+        let _ = header.set_reason_phrase(None);
         let _ = header.insert_header(header::CONTENT_TYPE, body.content_type);
         let _ = header.insert_header(header::CONTENT_LENGTH, body.bytes.len());
         Some(Judgement { failure, replacement: Some(body.bytes.into()) })

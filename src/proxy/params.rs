@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn text_is_read_as_its_documented_type() {
         assert!(failing(&[("processed", "false"), ("n", "2"), ("id", "7"), ("other", "x")]).is_empty());
-        assert_eq!(failing(&[("processed", "maybe"), ("n", "0"), ("id", "")]), ["?processed", "?n"]);
+        assert_eq!(failing(&[("processed", "maybe"), ("n", "0"), ("id", "")]), ["?n", "?processed"]);
         assert_eq!(failing(&[]), ["?"]);
     }
 }

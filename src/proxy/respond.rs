@@ -112,6 +112,8 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
         let withheld =
             server_session.req_header().headers.contains_key(header::EXPECT) && !server_session.is_body_done();
         let reusable = failure.is_refusal() && ctx.admitted.is_none() && !withheld;
+        // What the drain below may take is no load of the endpoint.
+        ctx.lease = None;
         match answer(server_session, &failure, ctx, reusable).await {
             Ok(()) if reusable => return FailToProxy { error_code: status, can_reuse_downstream: true },
             // A connection that is closed on a client which still sends is reset, and the answer lost with it.

@@ -67,7 +67,8 @@ pub fn prepare(request: &mut RequestHeader, ctx: &RequestContext) -> Result<()> 
     strip(request, operation);
     let asked = request.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
     let path = state.settings.kind.path(&asked[admitted.prefix.min(asked.len())..]);
-    if path != asked {
+    // An absolute target would go on with the authority that the client made up.
+    if request.raw_path() != path.as_bytes() {
         request.set_uri(path.parse::<Uri>().or_err(ErrorType::InternalError, "upstream path")?);
     }
     if let Some(length) = admitted.length {

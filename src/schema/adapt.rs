@@ -67,3 +67,34 @@ fn bound_and_guard(value: &mut Value, forbid_urls: bool) -> Result<(), BadSchema
         _ => Ok(()),
     }
 }
+
+/// The part of `components` that `schema` refers to, directly or through others: compiled schemas keep their source,
+/// and most operations need a few of an API's many schemas.
+pub(super) fn reachable(schema: &Value, components: &Value) -> Value {
+    let mut schemas = serde_json::Map::new();
+    let mut pending = Vec::new();
+    references(schema, &mut pending);
+    while let Some(name) = pending.pop() {
+        if schemas.contains_key(&name) {
+            continue;
+        }
+        if let Some(found) = components.get("schemas").and_then(|all| all.get(&name)) {
+            references(found, &mut pending);
+            schemas.insert(name, found.clone());
+        }
+    }
+    json!({ "schemas": schemas })
+}
+
+fn references(value: &Value, names: &mut Vec<String>) {
+    const PREFIX: &str = "#/components/schemas/";
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| references(item, names)),
+        Value::Object(members) => {
+            let target = members.get("$ref").and_then(Value::as_str).and_then(|t| t.strip_prefix(PREFIX));
+            names.extend(target.map(|t| t.split('/').next().unwrap_or_default().to_owned()));
+            members.values().for_each(|member| references(member, names));
+        }
+        _ => {}
+    }
+}

@@ -8,6 +8,7 @@ use std::fmt;
 use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -153,12 +154,16 @@ impl<'de> Visitor<'de> for Top<'_> {
 }
 
 fn insert_once<E: serde::de::Error>(members: &mut Map<String, Value>, key: String, value: Value) -> Result<(), E> {
-    if members.contains_key(&key) {
-        let shown: String = key.chars().take(60).collect();
-        return Err(E::custom(format_args!("duplicate member `{shown}`")));
+    match members.entry(key) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(value);
+            Ok(())
+        }
+        Entry::Occupied(occupied) => {
+            let shown: String = occupied.key().chars().take(60).collect();
+            Err(E::custom(format_args!("duplicate member `{shown}`")))
+        }
     }
-    members.insert(key, value);
-    Ok(())
 }
 
 /// The string itself, or for a long one a stand-in: its head, the first place that can not be base64, its tail. It is
