@@ -40,6 +40,7 @@ use crate::record::Recorder;
 use crate::upstream::Kind;
 
 /// The gateway as pingora drives it.
+#[derive(Clone)]
 pub struct Gateway {
     /// The configuration in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,

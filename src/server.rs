@@ -57,38 +57,15 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let admin_socket = bind(&admin.address.to_string())?;
     listeners.iter().try_for_each(|l| bind(&l.address.to_string()).map(drop))?;
 
-    let conf = server_conf(threads);
-    let mut server = Server::new_with_opt_and_conf(None, conf);
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(threads));
     server.bootstrap();
-    let open = Arc::new(AtomicUsize::new(0));
+    let gateway = Gateway { snapshot: Arc::clone(&snapshot), recorder, draining: Arc::clone(&draining) };
+    let plane = DataPlane { gateway, header_timeout, idle_timeout, max_connections, open: Arc::default() };
     for http2_cleartext in [false, true] {
-        let chosen: Vec<&ListenerSettings> =
-            listeners.iter().filter(|l| l.http2_cleartext == http2_cleartext).collect();
-        if chosen.is_empty() {
-            continue;
+        let chosen = listeners.iter().filter(|l| l.http2_cleartext == http2_cleartext).collect::<Vec<_>>();
+        if !chosen.is_empty() {
+            server.add_service(plane.service(&server.configuration, &chosen, http2_cleartext)?);
         }
-        let gateway = Gateway {
-            snapshot: Arc::clone(&snapshot),
-            recorder: Arc::clone(&recorder),
-            draining: Arc::clone(&draining),
-        };
-        let mut proxy = http_proxy(&server.configuration, gateway);
-        let mut options = HttpServerOptions::default();
-        options.h2c = http2_cleartext;
-        options.h2_idle_timeout = Some(idle_timeout);
-        proxy.server_options = Some(options);
-        proxy.h2_options = Some(h2_options());
-        let edge =
-            Edge { proxy: Arc::new(proxy), header_timeout, max_connections, open: Arc::clone(&open), http2_cleartext };
-        let mut service = Service::new(if http2_cleartext { "edge-h2c" } else { "edge" }.into(), edge);
-        for listener in chosen {
-            let address = listener.address.to_string();
-            match &listener.tls {
-                Some(settings) => service.add_tls_with_settings(&address, None, tls::listener(settings)?),
-                None => service.add_tcp(&address),
-            }
-        }
-        server.add_service(service);
     }
 
     let (ask, asked) = mpsc::channel(4);
@@ -115,6 +92,47 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let shutdown_signal = Box::new(Drain { draining, telemetry, settle, grace });
     server.run(RunArgs { shutdown_signal });
     Ok(())
+}
+
+/// What every listener's service is made of. Clear-text HTTP/2 is an option of a service, so its listeners have their own.
+struct DataPlane {
+    gateway: Gateway,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    max_connections: usize,
+    open: Arc<AtomicUsize>,
+}
+
+impl DataPlane {
+    fn service(
+        &self,
+        conf: &Arc<ServerConf>,
+        listeners: &[&ListenerSettings],
+        http2_cleartext: bool,
+    ) -> Result<Service<Edge>> {
+        let mut proxy = http_proxy(conf, self.gateway.clone());
+        let mut options = HttpServerOptions::default();
+        options.h2c = http2_cleartext;
+        options.h2_idle_timeout = Some(self.idle_timeout);
+        proxy.server_options = Some(options);
+        proxy.h2_options = Some(h2_options());
+        let edge = Edge {
+            proxy: Arc::new(proxy),
+            header_timeout: self.header_timeout,
+            max_connections: self.max_connections,
+            open: Arc::clone(&self.open),
+            http2_cleartext,
+        };
+        let mut service = Service::new(if http2_cleartext { "edge-h2c" } else { "edge" }.into(), edge);
+        for listener in listeners {
+            let address = listener.address.to_string();
+            match &listener.tls {
+                Some(settings) => service.add_tls_with_settings(&address, None, tls::listener(settings)?),
+                None => service.add_tcp(&address),
+            }
+        }
+        Ok(service)
+    }
 }
 
 fn access_log(config: &Config) -> Result<AccessLog> {

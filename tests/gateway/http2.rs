@@ -1,4 +1,8 @@
-//! HTTP/2 from callers, in clear text with prior knowledge. Over TLS it is in `tls.rs`.
+//! HTTP/2 in clear text with prior knowledge, from callers and to backends. Over TLS it is in `tls.rs`.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -6,7 +10,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpListener;
 
 use crate::support::*;
 
@@ -64,4 +69,71 @@ async fn the_backends_work_ends_when_the_stream_is_reset() {
     until("it is recorded", async || gateway.records().iter().any(|r| r["error"] == "client_closed")).await;
     let again = answer(chat_over(&client, &gateway, false, ("x-a", "b")).await).await;
     assert_eq!(again.status, 200, "the connection serves on");
+}
+
+/// A backend that speaks nothing but HTTP/2, and the lengths of the bodies that it got. The first `refused` requests
+/// are answered by closing their connection.
+async fn http2_backend(refused: usize) -> (SocketAddr, Arc<Mutex<Vec<usize>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let lengths: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let seen = Arc::clone(&lengths);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let seen = Arc::clone(&seen);
+            let serve = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let seen = Arc::clone(&seen);
+                async move {
+                    let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+                    let earlier = {
+                        let mut seen = seen.lock().unwrap();
+                        seen.push(body.len());
+                        seen.len() - 1
+                    };
+                    if earlier < refused {
+                        return Err("as told");
+                    }
+                    Ok::<_, &str>(Response::new(Full::new(Bytes::from_static(b"{\"ok\":true}"))))
+                }
+            });
+            tokio::spawn(async move {
+                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let _: Result<(), hyper::Error> = builder.serve_connection(TokioIo::new(stream), serve).await;
+                Ok::<(), Infallible>(())
+            });
+        }
+    });
+    (address, lengths)
+}
+
+const HTTP2_POOL: &str =
+    "models: [{id: meta/llama-3.1-8b-instruct}]\nconnection: {http2: true}\nhealth: {enabled: false}";
+
+#[tokio::test]
+async fn backends_may_speak_http2() {
+    let (address, lengths) = http2_backend(0).await;
+    let url = format!("http://{address}");
+    let gateway = Gateway::setup().pool("chat", "nim-llm", HTTP2_POOL, &[&url]).start().await;
+    for length in [10, 300_000, 3_000_000] {
+        let mut body = chat(false);
+        body["messages"][0]["content"] = "x".repeat(length).into();
+        let sent = body.to_string();
+        let answer = gateway.post("/v1/chat/completions", &body).send().await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "{\"ok\":true}"));
+        assert_eq!(lengths.lock().unwrap().last(), Some(&sent.len()));
+    }
+}
+
+#[tokio::test]
+async fn a_post_that_a_backend_broke_off_is_never_sent_again() {
+    let (address, lengths) = http2_backend(1).await;
+    let url = format!("http://{address}");
+    let gateway = Gateway::setup().pool("chat", "nim-llm", HTTP2_POOL, &[&url]).start().await;
+    let answer = gateway.chat(false).send().await;
+    assert_eq!(
+        (answer.status, answer.fault().1),
+        (502, if answer.fault().0 == "upstream_closed" { "network" } else { "inference-service" })
+    );
+    assert_eq!(lengths.lock().unwrap().len(), 1, "the inference may have run: it must not run twice");
+    assert_eq!(gateway.chat(false).send().await.status, 200);
 }
