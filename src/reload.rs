@@ -99,6 +99,7 @@ type Loaded = (Snapshot, Vec<PathBuf>, Vec<ListenerSettings>);
 fn load(path: &Path, previous: &Snapshot) -> Result<Loaded, String> {
     let Config { proxy, files, listeners, .. } = config::load(path).map_err(|mistakes| mistakes.to_string())?;
     let snapshot = Snapshot::build(proxy, Some(previous))?;
+    snapshot.look_up();
     Ok((snapshot, files, listeners))
 }
 

@@ -49,6 +49,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let header_timeout = proxy.client.header_timeout;
     let idle_timeout = proxy.client.keepalive_timeout;
     let snapshot = Snapshot::build(proxy, None).map_err(|reason| anyhow!(reason))?;
+    snapshot.look_up();
     telemetry.reloaded(Some(snapshot.generation));
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
     let draining = Arc::new(AtomicBool::new(false));

@@ -33,9 +33,9 @@ fn chat_with(characters: usize, messages: usize, stream: bool) -> Vec<u8> {
     let messages: Vec<Value> =
         (0..messages).map(|at| json!({ "role": role(at), "content": prose(characters) })).collect();
     // The upstream of the macro bench looks for `stream` in the first bytes.
-    let body = json!({ "model": CHAT_MODEL, "stream": stream, "temperature": 0.2, "top_p": 0.7, "max_tokens": 256,
-        "messages": messages });
-    body.to_string().into_bytes()
+    let (model, messages) = (json!(CHAT_MODEL), json!(messages));
+    let head = format!(r#"{{"model":{model},"stream":{stream},"temperature":0.2,"top_p":0.7,"max_tokens":256"#);
+    format!(r#"{head},"messages":{messages}}}"#).into_bytes()
 }
 
 fn prose(characters: usize) -> String {

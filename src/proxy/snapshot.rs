@@ -96,6 +96,15 @@ impl Snapshot {
         })
     }
 
+    /// Looks up the endpoints that have no address yet. Blocks: for start and reload only; probes do it again.
+    pub fn look_up(&self) {
+        for endpoint in self.pools.iter().flat_map(|pool| pool.pool.endpoints()) {
+            if endpoint.address().is_none() {
+                endpoint.resolved(resolve(&endpoint.settings().host, endpoint.settings().port));
+            }
+        }
+    }
+
     /// A pool by its index.
     pub fn pool(&self, index: PoolIndex) -> &PoolState {
         &self.pools[index.0]
@@ -118,7 +127,7 @@ impl PoolState {
         let known = before.map_or(&[][..], |p| p.pool.endpoints());
         let endpoint = |wanted: &crate::balance::Settings| {
             let kept = known.iter().find(|e| e.settings() == wanted).cloned();
-            kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), resolve(&wanted.host, wanted.port))))
+            kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), Vec::new())))
         };
         let pool = Pool::new(settings.endpoints.iter().map(endpoint).collect());
         let tls = settings.tls.as_ref();
@@ -133,7 +142,7 @@ impl PoolState {
     }
 }
 
-/// What a host resolves to now; empty when it does not. Blocks: for start and reload only.
+/// What a host resolves to now; empty when it does not. Blocks.
 fn resolve(host: &str, port: u16) -> Vec<SocketAddr> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     match (host, port).to_socket_addrs() {
