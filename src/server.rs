@@ -1,6 +1,6 @@
 //! Server: listeners, background tasks, graceful stop.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +18,7 @@ use pingora_core::server::{
 use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
+use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -56,7 +57,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log));
 
     let admin_socket = bind(&admin.address.to_string())?;
-    listeners.iter().try_for_each(|l| bind(&l.address.to_string()).map(drop))?;
+    listeners.iter().try_for_each(|l| check_free(l.address))?;
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(threads));
     server.bootstrap();
@@ -145,7 +146,16 @@ fn access_log(config: &Config) -> Result<AccessLog> {
     }
 }
 
-/// Binds to learn now, and in words, whether the address can be had.
+/// Learns now, and in words, whether an address can be had. Never listens: whoever connected meanwhile would be cut off.
+fn check_free(address: SocketAddr) -> Result<()> {
+    let attempt = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)
+    };
+    attempt().with_context(|| format!("listening on {address}"))
+}
+
 fn bind(address: &str) -> Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("listening on {address}"))
 }
