@@ -81,10 +81,6 @@ pub struct Operation {
     pub scope: String,
     /// Whether the body's `model` picks the pool.
     pub routes_by_model: bool,
-    /// Whether it may answer `text/event-stream`.
-    pub streaming: bool,
-    /// Whether minutes are normal.
-    pub long_running: bool,
     /// JSON pointers into a 2xx answer that must hold something, or the answer is a failure in disguise.
     pub answer_requires: std::sync::Arc<[String]>,
     /// The largest request body, in bytes.

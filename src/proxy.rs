@@ -134,9 +134,7 @@ impl ProxyHttp for Gateway {
         request: &mut RequestHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        upstream_request::prepare(request, ctx)?;
-        ctx.sent = true;
-        Ok(())
+        upstream_request::prepare(request, ctx)
     }
 
     async fn request_body_filter(

@@ -70,8 +70,6 @@ impl Reader<'_> {
             path: self.path.to_owned(),
             scope: scope.to_owned(),
             routes_by_model: flag("x-nimgate-routes-by-model"),
-            streaming: flag("x-nimgate-streaming"),
-            long_running: flag("x-nimgate-long-running"),
             answer_requires: self.strings("x-nimgate-answer-requires").into(),
             body_limit: body_limit(self.source)?.unwrap_or(limit),
             headers: self.header_names()?,

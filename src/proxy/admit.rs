@@ -227,14 +227,7 @@ impl Request<'_> {
 
     fn forward(&self, pool: PoolIndex, operation: OperationIndex, limit: usize, payload: Payload) -> Verdict {
         debug_assert!(self.path.len() >= self.route.prefix);
-        let admitted = Admitted {
-            caller: Arc::clone(&self.caller),
-            pool,
-            operation,
-            prefix: self.route.prefix,
-            length: payload.len(),
-            limit,
-        };
+        let admitted = Admitted { pool, operation, prefix: self.route.prefix, length: payload.len(), limit };
         Verdict::Forward(admitted, payload)
     }
 }

@@ -7,7 +7,6 @@ use pingora_error::{Error, ErrorType, Result};
 
 use super::exchange;
 use super::snapshot::Snapshot;
-use crate::auth::Caller;
 use crate::balance::{Endpoint, Lease};
 use crate::catalogue::{Errors, Format};
 use crate::failure::Failure;
@@ -38,14 +37,10 @@ pub struct RequestContext {
     pub streamed: usize,
     /// The answer is an event stream, so that its failure can be told in an event.
     pub event_stream: bool,
-    /// Something of the request may have reached a backend.
-    pub sent: bool,
 }
 
 /// What the request was admitted to.
 pub struct Admitted {
-    /// Who sends it.
-    pub caller: Arc<Caller>,
     /// Where it goes.
     pub pool: PoolIndex,
     /// What it asks for.
@@ -73,7 +68,6 @@ impl RequestContext {
             exchange: None,
             streamed: 0,
             event_stream: false,
-            sent: false,
         }
     }
 
