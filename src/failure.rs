@@ -108,7 +108,7 @@ pub enum Failure {
 }
 
 /// Every failing place of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BadInput {
     /// The failing places; pointers of query parameters begin with `?`, of path parameters with `{`, of headers with
     /// `header:`.

@@ -156,6 +156,7 @@ fn check_free(address: SocketAddr) -> Result<()> {
     attempt().with_context(|| format!("listening on {address}"))
 }
 
+/// Listens, or says on what it could not.
 fn bind(address: &str) -> Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("listening on {address}"))
 }

@@ -89,7 +89,7 @@ impl Request<'_> {
         self.caller.require_pool(&state.settings.name)?;
         let limit = state.settings.body_limit.unwrap_or(operation.body_limit);
         let checks = state.checks.get(&index);
-        let mut violations = self.check_params(checks, &session.req_header().headers);
+        let mut found = self.check_params(checks, &session.req_header().headers);
         let payload = match &operation.body {
             Body::Json { required, .. } => {
                 require_json(&session.req_header().headers)?;
@@ -97,7 +97,7 @@ impl Request<'_> {
                 ctx.trail.request_bytes = bytes.len();
                 if !bytes.is_empty() || *required {
                     let document = body::parse(&bytes).await?;
-                    violations.extend(check_body(checks, &document));
+                    check_body(checks, &document, &mut found);
                 }
                 Payload::Buffered(vec![bytes])
             }
@@ -106,7 +106,7 @@ impl Request<'_> {
                 Payload::Streamed
             }
         };
-        refuse_violations(violations, state.settings.schema.max_violations)?;
+        refuse_violations(found, state.settings.schema.max_violations)?;
         if matches!(payload, Payload::Streamed) {
             body::invite(session.as_mut()).await?;
         }
@@ -149,18 +149,18 @@ impl Request<'_> {
         }
         let checks = state.checks.get(&index);
         let backend = entry.backend.as_deref();
-        let mut violations = self.check_params(checks, &session.req_header().headers);
+        let mut found = self.check_params(checks, &session.req_header().headers);
         let payload = match backend {
             Some(name) => {
-                violations.extend(check_body(checks, &with_backend_name(&document, name)));
+                check_body(checks, &with_backend_name(&document, name), &mut found);
                 body::with_model(bytes, &document, name)
             }
             None => {
-                violations.extend(check_body(checks, &document));
+                check_body(checks, &document, &mut found);
                 Payload::Buffered(vec![bytes])
             }
         };
-        refuse_violations(violations, state.settings.schema.max_violations)?;
+        refuse_violations(found, state.settings.schema.max_violations)?;
         Ok(self.forward(pool, index, limit, payload))
     }
 
@@ -195,18 +195,22 @@ impl Request<'_> {
             let offered = candidates.iter().find(|(api, _)| *api == pool.settings.api)?;
             within.is_none_or(|w| w.0 == at).then_some((pool, offered.1))
         });
-        let violations = meant.map(|(pool, index)| check_body(pool.checks.get(&index), document)).unwrap_or_default();
-        let stated = Violation {
-            pointer: String::new(),
-            rule: "required".into(),
-            expected: "an object whose `model` names a model".into(),
-        };
-        let violations = if violations.is_empty() { vec![stated] } else { violations };
-        Failure::SchemaViolation(BadInput { violations, truncated: false })
+        let mut found = BadInput::default();
+        if let Some((pool, index)) = meant {
+            check_body(pool.checks.get(&index), document, &mut found);
+        }
+        if found.violations.is_empty() {
+            found.violations.push(Violation {
+                pointer: String::new(),
+                rule: "required".into(),
+                expected: "an object whose `model` names a model".into(),
+            });
+        }
+        Failure::SchemaViolation(found)
     }
 
-    fn check_params(&self, checks: Option<&Checks>, headers: &HeaderMap) -> Vec<Violation> {
-        let mut violations = Vec::new();
+    fn check_params(&self, checks: Option<&Checks>, headers: &HeaderMap) -> BadInput {
+        let mut found = BadInput::default();
         for (place, params) in checks.into_iter().flat_map(|c| &c.params) {
             let pairs: Vec<(String, String)> = match place {
                 Place::Path => self.route.params.iter().map(|(name, text)| (name.clone(), decoded(text))).collect(),
@@ -220,9 +224,9 @@ impl Request<'_> {
                         .collect()
                 }
             };
-            violations.extend(params.check(pairs.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
+            found.violations.extend(params.check(pairs.iter().map(|(n, v)| (n.as_str(), v.as_str()))));
         }
-        violations
+        found
     }
 
     fn forward(&self, pool: PoolIndex, operation: OperationIndex, limit: usize, payload: Payload) -> Verdict {
@@ -268,9 +272,13 @@ fn meant<'a>(snapshot: &'a Snapshot, found: &Result<Route, NotFound>, path: &str
     }
 }
 
-fn check_body(checks: Option<&Checks>, document: &Document) -> Vec<Violation> {
+/// Adds what the body's schema finds wrong.
+fn check_body(checks: Option<&Checks>, document: &Document, found: &mut BadInput) {
     let schema = checks.and_then(|c| c.body.as_ref());
-    schema.and_then(|schema| schema.validate(&document.value).err()).map(|v| v.list).unwrap_or_default()
+    if let Some(Err(wrong)) = schema.map(|schema| schema.validate(&document.value)) {
+        found.violations.extend(wrong.list);
+        found.truncated |= wrong.truncated;
+    }
 }
 
 /// The document as the backend will see it: a schema may name the backend's model.
@@ -282,13 +290,13 @@ fn with_backend_name(document: &Document, name: &str) -> Document {
     Document { value, model_span: None }
 }
 
-fn refuse_violations(mut violations: Vec<Violation>, most: usize) -> Result<(), Failure> {
-    if violations.is_empty() {
+fn refuse_violations(mut found: BadInput, most: usize) -> Result<(), Failure> {
+    if found.violations.is_empty() {
         return Ok(());
     }
-    let truncated = violations.len() > most;
-    violations.truncate(most);
-    Err(Failure::SchemaViolation(BadInput { violations, truncated }))
+    found.truncated |= found.violations.len() > most;
+    found.violations.truncate(most);
+    Err(Failure::SchemaViolation(found))
 }
 
 /// `application/json`, with or without parameters, or nothing said; and not compressed.
@@ -337,9 +345,13 @@ mod tests {
     #[test]
     fn violations_are_bounded_over_all_places() {
         let one = Violation { pointer: String::new(), rule: "r".into(), expected: "e".into() };
-        let Err(Failure::SchemaViolation(input)) = refuse_violations(vec![one; 5], 3) else { panic!("refused") };
+        let Err(Failure::SchemaViolation(input)) =
+            refuse_violations(BadInput { violations: vec![one; 5], truncated: false }, 3)
+        else {
+            panic!("refused")
+        };
         assert_eq!((input.violations.len(), input.truncated), (3, true));
-        assert!(refuse_violations(Vec::new(), 3).is_ok());
+        assert!(refuse_violations(BadInput::default(), 3).is_ok());
     }
 
     #[test]

@@ -312,3 +312,18 @@ async fn validation_is_as_strict_as_the_pool_says() {
     let places: Vec<_> = detail.as_array().unwrap().iter().map(|d| d["loc"].to_string()).collect();
     assert_eq!(places, [r#"["body","video_params","height"]"#, r#"["body","video_params","width"]"#], "{detail}");
 }
+
+#[tokio::test]
+async fn a_list_of_violations_that_was_cut_says_so() {
+    let backend = simulator(Kind::Embedding).await;
+    let pool = "models: [{id: nvidia/nv-embedqa-e5-v5}]";
+    let setup = Gateway::setup().pool("text", "nim-embedding", pool, &[&backend.url()]);
+    let gateway = setup.top("client: {max_violations: 4}").start().await;
+    for (wrong, listed, cut) in [(4, 4, false), (5, 4, true), (40, 4, true)] {
+        let body = json!({ "model": "nvidia/nv-embedqa-e5-v5", "input_type": "query", "input": vec![1.5; wrong] });
+        let error = gateway.post("/v1/embeddings", &body).send().await.json()["error"].clone();
+        let found = error["violations"].as_array().unwrap().len();
+        let message = error["message"].as_str().unwrap();
+        assert_eq!((found, message.ends_with("; and more.")), (listed, cut), "{wrong} wrong items: {message}");
+    }
+}
