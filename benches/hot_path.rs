@@ -85,6 +85,7 @@ mod authenticate {
         auth::Settings {
             id: key.id.clone(),
             secret_hash: key.secret_hash,
+            previous: None,
             org: "org".into(),
             team: "team".into(),
             name: "bench".into(),
@@ -127,7 +128,7 @@ mod route {
             path: o.path.clone(),
             by_model: o.routes_by_model,
         });
-        let model = |name: String| (name.clone(), ModelEntry { id: name.into(), backend: None });
+        let model = |name: String| (name.clone(), ModelEntry { id: name.into(), backend: None, output_tokens: None });
         let pools = catalogue.apis.keys().map(|api| PoolEntry {
             name: api.as_str().into(),
             api: api.clone(),

@@ -1,29 +1,48 @@
-//! Admin: liveness, readiness, metrics, state and reload, on a listener of their own.
+//! Admin: liveness, readiness, metrics, state, reload, keys and usage, on a listener of their own.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::{Request, State as Extract};
-use axum::http::{StatusCode, header};
+use axum::handler::Handler;
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodFilter, MethodRouter, on};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::oneshot;
 
 use crate::config::SecretText;
+use crate::directory::Directory;
 use crate::proxy::snapshot::{PoolState, Snapshot};
+use crate::quota::Limiter;
+use crate::quota::limit::Metric;
 use crate::reload::Ask;
-use crate::telemetry::Telemetry;
+use crate::store::Store;
+use crate::telemetry::{Limits, Telemetry};
+
+mod document;
+mod groups;
+mod keys;
+mod problem;
+mod shown;
+mod usage;
+
+use problem::Problem;
 
 /// What the endpoints look at.
 #[derive(Clone)]
 pub struct State {
     /// The configuration in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Counts and limits.
+    pub limiter: Arc<Limiter>,
+    /// Redis, where there is one.
+    pub store: Option<Store>,
     /// The instruments.
     pub telemetry: Arc<Telemetry>,
     /// Stopping.
@@ -32,19 +51,80 @@ pub struct State {
     pub ask: Ask,
     /// The credential for everything but health and metrics.
     pub token: Option<SecretText>,
+    /// The records of keys, teams and organisations.
+    pub directory: Arc<Directory>,
+    /// The keys file, to name it.
+    pub keys_file: Option<PathBuf>,
 }
 
-/// The endpoints: `/livez`, `/readyz` and `/metrics` for machines; `/state` and `/reload` behind the credential.
+/// One operation of this listener.
+struct Endpoint {
+    method: Method,
+    path: &'static str,
+    /// Whether it wants the credential.
+    is_guarded: bool,
+    handler: MethodRouter<State>,
+}
+
+/// What is open to machines.
+fn open<H: Handler<T, State>, T: 'static>(method: Method, path: &'static str, handler: H) -> Endpoint {
+    // The methods used here all have a filter.
+    let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
+    Endpoint { method, path, is_guarded: false, handler: on(filter, handler) }
+}
+
+/// What stands behind the credential.
+fn guarded<H: Handler<T, State>, T: 'static>(method: Method, path: &'static str, handler: H) -> Endpoint {
+    Endpoint { is_guarded: true, ..open(method, path, handler) }
+}
+
+fn endpoints() -> Vec<Endpoint> {
+    const GET: Method = Method::GET;
+    const PUT: Method = Method::PUT;
+    const DELETE: Method = Method::DELETE;
+    vec![
+        open(GET, "/livez", || async { "live\n" }),
+        open(GET, "/readyz", ready),
+        open(GET, "/metrics", metrics),
+        guarded(GET, "/state", show_state),
+        guarded(Method::POST, "/reload", reload),
+        guarded(GET, "/openapi.json", document::show),
+        guarded(GET, "/keys", keys::list),
+        guarded(Method::POST, "/keys", keys::create),
+        guarded(GET, "/keys/{id}", keys::show),
+        guarded(Method::PATCH, "/keys/{id}", keys::patch),
+        guarded(DELETE, "/keys/{id}", keys::delete),
+        guarded(Method::POST, "/keys/{id}/rotate", keys::rotate),
+        guarded(PUT, "/keys/{id}/limits", keys::put_limits),
+        guarded(GET, "/orgs", groups::list_orgs),
+        guarded(GET, "/orgs/{org}", groups::show_org),
+        guarded(PUT, "/orgs/{org}", groups::put_org),
+        guarded(DELETE, "/orgs/{org}", groups::delete_org),
+        guarded(GET, "/teams", groups::list_teams),
+        guarded(GET, "/teams/{org}/{team}", groups::show_team),
+        guarded(PUT, "/teams/{org}/{team}", groups::put_team),
+        guarded(DELETE, "/teams/{org}/{team}", groups::delete_team),
+        guarded(GET, "/usage", usage::show),
+    ]
+}
+
+/// Every operation: method and path.
+pub fn routes() -> Vec<(Method, &'static str)> {
+    endpoints().into_iter().map(|endpoint| (endpoint.method, endpoint.path)).collect()
+}
+
+/// The endpoints: `/livez`, `/readyz` and `/metrics` for machines; all else behind the credential.
 pub fn router(state: State) -> Router {
-    let guarded = Router::new()
-        .route("/state", get(show_state))
-        .route("/reload", post(reload))
-        .route_layer(from_fn_with_state(state.clone(), require_token));
-    Router::new()
-        .route("/livez", get(|| async { "live\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .merge(guarded)
+    let (guarded, open): (Vec<_>, Vec<_>) = endpoints().into_iter().partition(|endpoint| endpoint.is_guarded);
+    let all = |endpoints: Vec<Endpoint>| {
+        endpoints.into_iter().fold(Router::new(), |router, Endpoint { path, handler, .. }| router.route(path, handler))
+    };
+    all(open)
+        .merge(all(guarded).route_layer(from_fn_with_state(state.clone(), require_token)))
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such path; see /openapi.json") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the path has no such method; see /openapi.json")
+        })
         .with_state(state)
 }
 
@@ -64,7 +144,22 @@ async fn ready(Extract(state): Extract<State>) -> Response {
         snapshot.pools.iter().map(|p| (p.settings.name.to_string(), json!(p.pool.is_available()))).collect();
     let good = snapshot.is_ready() && !draining;
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": good, "draining": draining, "pools": pools }))).into_response()
+    let mut page = json!({ "ready": good, "draining": draining, "pools": pools });
+    if let Some(store) = &state.store {
+        let health = store.health();
+        let limits = if state.limiter.is_away() == Some(false) { "shared" } else { "away" };
+        page["redis"] = json!({
+            "up": health.is_up,
+            "since_s": health.since.as_secs(),
+            "reason": health.reason,
+            "limits": limits,
+            "replicas": state.limiter.replicas(),
+        });
+    }
+    if state.directory.is_shared() {
+        page["keys"] = json!({ "known": snapshot.callers.load().is_complete });
+    }
+    (status, Json(page)).into_response()
 }
 
 async fn metrics(Extract(state): Extract<State>) -> Response {
@@ -73,9 +168,24 @@ async fn metrics(Extract(state): Extract<State>) -> Response {
         let name = pool.settings.name.as_str();
         pool.pool.endpoints().iter().map(move |e| (name, e.name(), e.in_flight(), e.health().is_healthy()))
     });
-    match state.telemetry.page(endpoints) {
+    match state.telemetry.page(endpoints, &limits(&state)) {
         Ok(page) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// What limits did so far.
+fn limits(state: &State) -> Limits {
+    let stats = state.limiter.stats();
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let refused = Metric::ALL.iter().zip(&stats.refused).map(|(metric, count)| (metric.word(), read(count)));
+    Limits {
+        checks: [("local", read(&stats.local)), ("waited", read(&stats.waited)), ("away", read(&stats.away))],
+        refused: refused.chain([("unknown", read(&stats.unknown))]).collect(),
+        round_trips: read(&stats.round_trips),
+        failures: read(&stats.failures),
+        is_up: state.limiter.is_away().map(|away| !away),
+        replicas: state.limiter.replicas(),
     }
 }
 

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use subtle::{Choice, ConstantTimeEq};
 
 use crate::ids::{CallerId, ModelId, PoolName};
 
@@ -25,6 +25,8 @@ pub struct Settings {
     pub id: CallerId,
     /// SHA-256 of the secret part.
     pub secret_hash: [u8; 32],
+    /// The secret before a rotation.
+    pub previous: Option<Previous>,
     /// The organisation that it belongs to.
     pub org: String,
     /// The team within the organisation.
@@ -41,6 +43,15 @@ pub struct Settings {
     pub expires: Option<DateTime<Utc>>,
     /// Switched off.
     pub disabled: bool,
+}
+
+/// A secret that was replaced, and is still good for a while.
+#[derive(Clone, Debug)]
+pub struct Previous {
+    /// SHA-256 of it.
+    pub secret_hash: [u8; 32],
+    /// When it ends.
+    pub until: DateTime<Utc>,
 }
 
 /// Who sends the request, and what they may do.
@@ -99,7 +110,11 @@ impl KeyRing {
         let (id, secret) = split(offered).ok_or(Denied::Unknown)?;
         let caller = self.by_id.get(id).ok_or(Denied::Unknown)?;
         let offered_hash: [u8; 32] = Sha256::digest(secret).into();
-        if !bool::from(offered_hash.ct_eq(&caller.0.secret_hash)) {
+        // Both are compared always, so that the time tells nothing of which one fits.
+        let is_current = offered_hash.ct_eq(&caller.0.secret_hash);
+        let (previous, end) = caller.0.previous.as_ref().map_or(([0; 32], now), |p| (p.secret_hash, p.until));
+        let is_previous = offered_hash.ct_eq(&previous) & Choice::from(u8::from(now < end));
+        if !bool::from(is_current | is_previous) {
             return Err(Denied::Unknown);
         }
         if caller.0.disabled {
@@ -151,11 +166,16 @@ impl NewKey {
     /// A new random key.
     pub fn generate() -> Result<Self, getrandom::Error> {
         let mut id = [0; 6];
-        let mut secret = [0; SECRET_BYTES];
         getrandom::fill(&mut id)?;
-        getrandom::fill(&mut secret)?;
         let id: String = id.iter().map(|b| format!("{b:02x}")).collect();
-        Ok(Self::from_parts(&id, &URL_SAFE_NO_PAD.encode(secret)))
+        Self::renewed(&id)
+    }
+
+    /// A new random secret for a key that there is.
+    pub fn renewed(id: &str) -> Result<Self, getrandom::Error> {
+        let mut secret = [0; SECRET_BYTES];
+        getrandom::fill(&mut secret)?;
+        Ok(Self::from_parts(id, &URL_SAFE_NO_PAD.encode(secret)))
     }
 
     /// Takes a given key apart, for a fixed demo key; `None` when it does not read `ngk_<id>_<secret>`.
@@ -198,6 +218,7 @@ mod tests {
         Settings {
             id: key.id.clone(),
             secret_hash: key.secret_hash,
+            previous: None,
             org: "org".into(),
             team: "team".into(),
             name: "test".into(),
@@ -240,6 +261,22 @@ mod tests {
         assert_eq!(denied(settings(&key), headers("x-api-key", "not-used")), Some(Denied::Unknown));
         assert_eq!(denied(Settings { disabled: true, ..settings(&key) }, good.clone()), Some(Denied::Disabled));
         assert_eq!(denied(Settings { expires: Some(now), ..settings(&key) }, good), Some(Denied::Expired));
+    }
+
+    #[test]
+    fn a_replaced_secret_is_good_until_its_end() {
+        let [old, new, other] = ["old", "new", "other"].map(|s| NewKey::from_text(&format!("ngk_a_{s}")).unwrap());
+        let end = Utc::now();
+        let previous = Some(Previous { secret_hash: old.secret_hash, until: end });
+        let ring = KeyRing::new([Settings { previous, ..settings(&new) }]);
+        let asked = |key: &NewKey, seconds| {
+            let now = end + chrono::TimeDelta::seconds(seconds);
+            ring.authenticate(&headers("x-api-key", &key.text), now).err()
+        };
+        assert_eq!([asked(&new, -1), asked(&old, -1), asked(&other, -1)], [None, None, Some(Denied::Unknown)]);
+        assert_eq!([asked(&new, 0), asked(&old, 0)], [None, Some(Denied::Unknown)]);
+        let never = KeyRing::new([settings(&new)]);
+        assert!(never.authenticate(&headers("x-api-key", &old.text), end).is_err());
     }
 
     #[test]

@@ -13,6 +13,9 @@ use serde_json::{Map, Value, json};
 use crate::ids::{ApiName, OperationIndex};
 
 mod read;
+mod usage;
+
+pub use usage::{Tokens, Video};
 
 /// The embedded documents: file stem and text.
 const EMBEDDED: [(&str, &str); 8] = [
@@ -83,6 +86,10 @@ pub struct Operation {
     pub routes_by_model: bool,
     /// JSON pointers into a 2xx answer that must hold something, or the answer is a failure in disguise.
     pub answer_requires: std::sync::Arc<[String]>,
+    /// How its requests bound the tokens of their answers; absent where it uses none.
+    pub tokens: Option<Tokens>,
+    /// How its requests state the length of a video; absent where it makes none.
+    pub video: Option<Video>,
     /// The largest request body, in bytes.
     pub body_limit: usize,
     /// Client headers that the operation documents, which therefore pass upstream.

@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crate::auth::NewKey;
 use crate::config::{self, file};
 use crate::proxy::snapshot::Snapshot;
+use crate::quota::Limiter;
 use crate::server;
 
 mod demo;
@@ -135,7 +136,7 @@ pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
 fn check(path: &Path, out: &mut impl Write) -> Result<bool> {
     let checked = config::load(path).map_err(|mistakes| mistakes.to_string()).and_then(|config| {
         let (pools, keys) = (config.proxy.pools.len(), config.proxy.keys.len());
-        Snapshot::build(config.proxy, None).map(|_| (pools, keys))
+        Snapshot::build(config.proxy, &Limiter::local(), None).map(|_| (pools, keys))
     });
     match &checked {
         Ok((pools, keys)) => writeln!(out, "{}: ok, {pools} pools, {keys} keys", path.display())?,

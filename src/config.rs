@@ -1,20 +1,23 @@
 //! Config: one YAML file in, settings of every part out, or every mistake with file, line and key.
 //!
-//! `file.rs` mirrors the file, `check.rs` holds text against its schema, `resolve.rs` turns text into types. Only this
-//! module knows the file format.
+//! `file.rs` mirrors the file, `check.rs` holds text against its schema, `resolve.rs` turns text into types, and
+//! `callers.rs` does so with the records of callers, wherever they come from. Only this module knows the file format.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::proxy::settings::{ListenerSettings, Settings};
+use crate::{quota, store};
 
+mod callers;
 mod check;
 pub mod file;
 mod resolve;
 pub mod yaml;
 
-pub use check::schema;
+pub use callers::{Callers, Finding, Known, callers};
+pub use check::{Form, schema};
 
 /// The resolved configuration.
 pub struct Config {
@@ -36,6 +39,16 @@ pub struct Config {
     pub grace: Duration,
     /// Worker threads of the data plane.
     pub threads: usize,
+    /// Redis; absent when this replica is the only one. Not reloaded.
+    pub redis: Option<store::Settings>,
+    /// How replicas share limits. Not reloaded.
+    pub sharing: quota::shared::Settings,
+    /// What the only replica keeps of its counts. Not reloaded.
+    pub counts: quota::state::Settings,
+    /// Where the records of callers are, beside those that `proxy` has. Not reloaded.
+    pub callers: file::CallerStore,
+    /// The keys file, to name it.
+    pub keys_file: Option<PathBuf>,
     /// Everything that a reload can replace.
     pub proxy: Settings,
     /// Every file that was read: a change of any is a reason to load again.
@@ -115,17 +128,19 @@ pub fn load(path: &Path) -> Result<Config, Mistakes> {
 pub fn load_text(path: &Path, text: &str) -> Result<Config, Mistakes> {
     let checked = check::typed::<file::File>(path, text);
     let named = match &checked {
-        Ok((file, _)) => Some(file.callers.keys_file.clone()),
+        Ok((file, _)) => file.callers.keys_file.clone(),
         // The keys file's mistakes are told even when this file has its own.
         Err(_) => keys_file(text),
     };
-    let keys_path = named.map(|named| resolve::beside(path, &named)).unwrap_or_default();
-    let keys = check_keys(&keys_path);
+    let keys = named.map(|named| {
+        let path = resolve::beside(path, &named);
+        (check_keys(&path), path)
+    });
     match checked {
-        Ok((file, located)) => resolve::Resolver::new(path, located).config(file, &keys_path, keys),
+        Ok((file, located)) => resolve::Resolver::new(path, located).config(file, keys),
         Err(Mistakes(mut mistakes)) => {
             mistakes.extend(
-                keys.err()
+                keys.and_then(|(keys, _)| keys.err())
                     .into_iter()
                     .filter_map(|wrong| match wrong {
                         WrongKeys::Content(Mistakes(found)) => Some(found),
@@ -145,6 +160,9 @@ enum WrongKeys {
     /// Mistakes in it.
     Content(Mistakes),
 }
+
+/// What stands in a keys file, and its path.
+type KeysFile = (Result<(file::Keys, yaml::Located), WrongKeys>, PathBuf);
 
 fn check_keys(path: &Path) -> Result<(file::Keys, yaml::Located), WrongKeys> {
     let text = std::fs::read_to_string(path).map_err(WrongKeys::Unreadable)?;

@@ -6,9 +6,10 @@
 use http::Method;
 
 use crate::ids::PoolName;
+use crate::quota::limit::{Metric, Unit};
 use crate::schema::Violation;
 use crate::upstream::Fault;
-use crate::{auth, balance, route, schema};
+use crate::{auth, balance, quota, route, schema};
 
 mod dialect;
 
@@ -19,6 +20,8 @@ pub use dialect::{Body, render};
 pub enum Blame {
     /// The caller.
     Client,
+    /// The caller's limits.
+    Quota,
     /// This gateway.
     Gateway,
     /// What lies between here and the backend.
@@ -34,6 +37,7 @@ impl Blame {
     pub fn word(self) -> &'static str {
         match self {
             Self::Client => "client",
+            Self::Quota => "quota",
             Self::Gateway => "gateway",
             Self::Network => "network",
             Self::Platform => "platform",
@@ -73,6 +77,8 @@ pub enum Failure {
     ModelNotFound(String, route::ModelProblem),
     /// No credential.
     KeyMissing,
+    /// The keys were not read yet from where they are kept.
+    KeysUnknown,
     /// Not one of our keys.
     KeyInvalid,
     /// The key has ended.
@@ -81,6 +87,10 @@ pub enum Failure {
     KeyDisabled,
     /// The key is good, but not for this.
     NotAllowed(auth::NotAllowed),
+    /// A limit is reached.
+    Exceeded(quota::Exceeded),
+    /// Redis is away, and the limits are to be held strictly.
+    LimitsUnknown,
     /// The client left.
     ClientClosed,
     /// The client does not take its answer.
@@ -130,7 +140,7 @@ struct Row(&'static str, u16, Blame);
 
 impl Failure {
     fn row(&self) -> Row {
-        use Blame::{Client, Gateway, InferenceService, Network};
+        use Blame::{Client, Gateway, InferenceService, Network, Quota};
         match self {
             Self::MalformedRequest(_) => Row("malformed_request", 400, Client),
             Self::HeadersTooLarge => Row("headers_too_large", 431, Client),
@@ -146,10 +156,13 @@ impl Failure {
             Self::NoDefaultPool(_) => Row("no_default_pool", 404, Client),
             Self::ModelNotFound(..) => Row("model_not_found", 404, Client),
             Self::KeyMissing => Row("key_missing", 401, Client),
+            Self::KeysUnknown => Row("keys_unknown", 503, Gateway),
             Self::KeyInvalid => Row("key_invalid", 401, Client),
             Self::KeyExpired => Row("key_expired", 401, Client),
             Self::KeyDisabled => Row("key_disabled", 401, Client),
             Self::NotAllowed(_) => Row("not_allowed", 403, Client),
+            Self::Exceeded(exceeded) => Row(exceeded_label(exceeded), 429, Quota),
+            Self::LimitsUnknown => Row("limits_unknown", 503, Gateway),
             Self::ClientClosed => Row("client_closed", 499, Client),
             Self::ClientStalled => Row("client_stalled", 499, Client),
             Self::NoHealthyEndpoint(blame) => Row("no_healthy_endpoint", 503, *blame),
@@ -228,6 +241,11 @@ impl Failure {
                 format!("This API key may not use the model `{model}`.")
             }
             Self::NotAllowed(auth::NotAllowed::Pool(pool)) => format!("This API key may not use the pool `{pool}`."),
+            Self::Exceeded(exceeded) => exceeded_message(exceeded),
+            Self::KeysUnknown => "The gateway has not read its keys yet, and can not tell whether this is one.".into(),
+            Self::LimitsUnknown => {
+                "The gateway can not reach the store of its limits at the moment, and may not guess.".into()
+            }
             Self::ClientClosed => "The client closed the request.".into(),
             Self::ClientStalled => "The client stopped reading the answer.".into(),
             Self::NoHealthyEndpoint(_) => "No endpoint of the pool is healthy at the moment.".into(),
@@ -248,7 +266,9 @@ impl Failure {
 
     /// Only this request was refused: the connection may serve the client's next one.
     pub fn is_refusal(&self) -> bool {
-        self.is_framed() && self.blame() == Blame::Client && self.status() != 499
+        let is_ours = matches!(self.blame(), Blame::Client | Blame::Quota)
+            || matches!(self, Self::LimitsUnknown | Self::KeysUnknown);
+        self.is_framed() && is_ours && self.status() != 499
     }
 
     /// Where the request's body ends is known, and the client is still sending it.
@@ -276,6 +296,44 @@ fn fault_label(fault: Fault) -> &'static str {
         Fault::PlatformRejected => "platform_rejected",
         Fault::PlatformError => "platform_error",
         Fault::AnswerIncomplete => "answer_incomplete",
+    }
+}
+
+/// Rates recover by waiting a moment, quotas do not; money and requests at a time are neither.
+fn exceeded_label(exceeded: &quota::Exceeded) -> &'static str {
+    match (exceeded.metric, exceeded.unit) {
+        (Metric::Spend, _) => "budget_exceeded",
+        (Metric::Concurrency, _) => "concurrency_exceeded",
+        (_, Some(Unit::Day | Unit::Month)) => "quota_exceeded",
+        _ => "rate_limit_exceeded",
+    }
+}
+
+fn exceeded_message(exceeded: &quota::Exceeded) -> String {
+    let quota::Exceeded { level, name, metric, amount, unit, asked, retry_after } = exceeded;
+    let whose = match level {
+        quota::limit::Level::Org => "organisation",
+        quota::limit::Level::Team => "team",
+        quota::limit::Level::Key => "API key",
+    };
+    let shown = |n: &u64| if *metric == Metric::Spend { quota::price::units(*n) } else { n.to_string() };
+    let what = match metric {
+        Metric::Requests => "requests",
+        Metric::InputTokens => "input tokens",
+        Metric::OutputTokens => "output tokens",
+        Metric::TotalTokens => "tokens",
+        Metric::Concurrency => "requests at a time",
+        Metric::Spend => "units of spend",
+    };
+    let per = unit.map_or(String::new(), |unit| format!(" per {}", unit.word()));
+    let limit = format!("the {whose}'s limit of {} {what}{per} ({name})", shown(amount));
+    match retry_after {
+        None => format!("This request alone may need {} {what}: more than {limit} ever allows.", shown(asked)),
+        Some(_) if *metric == Metric::Concurrency => format!("This request is above {limit}; wait for one to end."),
+        Some(wait) => {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            format!("This request is above {limit}; it begins anew in {seconds} s.")
+        }
     }
 }
 
@@ -308,6 +366,15 @@ impl From<auth::Denied> for Failure {
 impl From<auth::NotAllowed> for Failure {
     fn from(refused: auth::NotAllowed) -> Self {
         Self::NotAllowed(refused)
+    }
+}
+
+impl From<quota::Refused> for Failure {
+    fn from(refused: quota::Refused) -> Self {
+        match refused {
+            quota::Refused::Exceeded(exceeded) => Self::Exceeded(exceeded),
+            quota::Refused::Unknown => Self::LimitsUnknown,
+        }
     }
 }
 

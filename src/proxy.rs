@@ -22,6 +22,7 @@ pub mod edge;
 mod exchange;
 mod guard;
 mod judge;
+mod limits;
 mod own;
 mod params;
 mod respond;
@@ -36,6 +37,7 @@ use self::context::RequestContext;
 use self::judge::Judge;
 use self::snapshot::Snapshot;
 use crate::failure::Failure;
+use crate::quota::Limiter;
 use crate::record::Recorder;
 use crate::upstream::Kind;
 
@@ -44,6 +46,8 @@ use crate::upstream::Kind;
 pub struct Gateway {
     /// The configuration in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Counts and limits.
+    pub limiter: Arc<Limiter>,
     /// Where records go.
     pub recorder: Arc<Recorder>,
     /// Stopping: connections are closed as their requests end.
@@ -55,7 +59,7 @@ impl ProxyHttp for Gateway {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.snapshot.load_full())
+        RequestContext::new(self.snapshot.load_full(), Arc::clone(&self.limiter))
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora_core::modules::http::HttpModules) {
@@ -96,7 +100,8 @@ impl ProxyHttp for Gateway {
                     request_id: ctx.request_id.clone(),
                 };
                 let clock = clock::Clock::start(state.settings.timeouts);
-                ctx.exchange = Some(exchange::wrap(&mut session.downstream_session, payload, judge, clock));
+                let drain = ctx.snapshot.meter.drain;
+                ctx.exchange = Some(exchange::wrap(&mut session.downstream_session, payload, judge, clock, drain));
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
@@ -179,6 +184,7 @@ impl ProxyHttp for Gateway {
         }
         let kind = header.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes());
         ctx.event_stream = kind.is_some_and(|k| k.len() >= 17 && k[..17].eq_ignore_ascii_case(b"text/event-stream"));
+        limits::watch(ctx, header);
         Ok(())
     }
 
@@ -205,9 +211,16 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<std::time::Duration>> {
+        if let Some(meter) = &mut ctx.meter {
+            meter.observe(body, end);
+            if meter.is_complete() {
+                ctx.exchange.iter().for_each(exchange::Handle::complete);
+                limits::settle(ctx);
+            }
+        }
         ctx.trail.response_bytes += body.as_ref().map_or(0, Bytes::len);
         Ok(None)
     }
@@ -248,6 +261,7 @@ impl ProxyHttp for Gateway {
             ctx.fail(respond::failure_of(error, ctx));
         }
         ctx.lease = None;
+        limits::settle(ctx);
         let written = session.response_written().map(|header| header.status.as_u16());
         ctx.trail.status =
             written.filter(|s| *s >= 200).unwrap_or_else(|| ctx.trail.failure.as_ref().map_or(0, Failure::status));

@@ -11,7 +11,19 @@ use crate::access_log::AccessLog;
 use crate::auth::Caller;
 use crate::failure::Failure;
 use crate::ids::{ApiName, ModelId, PoolName, RequestId};
+use crate::quota::limit::NANO;
 use crate::telemetry::{Ended, Telemetry};
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens {
+    /// Of its prompt.
+    pub input: u64,
+    /// Of its answer.
+    pub output: u64,
+    /// Whether the backend stated them; otherwise they are estimated and counted.
+    pub is_stated: bool,
+}
 
 /// What is found out about a request on its way.
 #[derive(Default)]
@@ -46,6 +58,10 @@ pub struct Trail {
     pub request_bytes: usize,
     /// Bytes of the answer's body.
     pub response_bytes: usize,
+    /// Tokens that it used.
+    pub tokens: Option<Tokens>,
+    /// What it cost, in nano-units of money.
+    pub spend: Option<u64>,
     /// What went wrong.
     pub failure: Option<Failure>,
 }
@@ -84,6 +100,11 @@ struct Line<'a> {
     total_ms: f64,
     request_bytes: usize,
     response_bytes: usize,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    /// `stated` by the backend, or `counted` here.
+    tokens: Option<&'a str>,
+    spend: Option<f64>,
 }
 
 impl Recorder {
@@ -116,6 +137,9 @@ impl Recorder {
             first_byte: trail.first_byte,
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
+            model: trail.model.as_ref().map_or("", ModelId::as_str),
+            tokens: trail.tokens.map(|t| (t.input, t.output, t.is_stated)),
+            spend: trail.spend,
         });
         if self.access_log.is_on() {
             self.log(trail, request_id, total, request);
@@ -153,6 +177,10 @@ impl Recorder {
             total_ms: millis(total),
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
+            input_tokens: trail.tokens.map(|t| t.input),
+            output_tokens: trail.tokens.map(|t| t.output),
+            tokens: trail.tokens.map(|t| if t.is_stated { "stated" } else { "counted" }),
+            spend: trail.spend.map(|nano| nano as f64 / NANO as f64),
         };
         if let Ok(mut bytes) = serde_json::to_vec(&line) {
             bytes.push(b'\n');

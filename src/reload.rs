@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::config::{self, Config};
+use crate::directory::Directory;
 use crate::probe;
 use crate::proxy::settings::ListenerSettings;
 use crate::proxy::snapshot::Snapshot;
@@ -31,6 +32,8 @@ pub struct Reloader {
     pub listeners: Vec<ListenerSettings>,
     /// What they looked like when they were read, or before.
     pub seen: Print,
+    /// Puts callers into what is loaded.
+    pub directory: Arc<Directory>,
     /// What is in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Where reloads are counted.
@@ -68,18 +71,17 @@ impl Reloader {
     async fn reload(&mut self, probes: &mut JoinSet<()>) -> Result<u64, String> {
         let Some(path) = self.path.clone() else { return Err("this process has no configuration file".into()) };
         let previous = self.snapshot.load_full();
-        let loaded = tokio::task::spawn_blocking(move || load(&path, &previous)).await;
+        let directory = Arc::clone(&self.directory);
+        let loaded = tokio::task::spawn_blocking(move || load(&path, &directory, &previous)).await;
         match loaded.map_err(|e| e.to_string()).and_then(|result| result) {
-            Ok((snapshot, files, listeners)) => {
+            Ok((generation, files, listeners)) => {
                 if listeners != self.listeners {
                     tracing::warn!("the listeners changed in the file; they stay until the next start");
                 }
-                let generation = snapshot.generation;
                 if files != self.files {
                     self.seen = print(&files);
                     self.files = files;
                 }
-                self.snapshot.store(Arc::new(snapshot));
                 *probes = probe::start(&self.snapshot.load());
                 self.telemetry.reloaded(Some(generation));
                 tracing::info!(generation, "configuration loaded");
@@ -94,13 +96,16 @@ impl Reloader {
     }
 }
 
-type Loaded = (Snapshot, Vec<PathBuf>, Vec<ListenerSettings>);
+type Loaded = (u64, Vec<PathBuf>, Vec<ListenerSettings>);
 
-fn load(path: &Path, previous: &Snapshot) -> Result<Loaded, String> {
+/// Loads the files and puts them in force.
+fn load(path: &Path, directory: &Directory, previous: &Snapshot) -> Result<Loaded, String> {
     let Config { proxy, files, listeners, .. } = config::load(path).map_err(|mistakes| mistakes.to_string())?;
-    let snapshot = Snapshot::build(proxy, Some(previous))?;
+    let snapshot = Snapshot::compile(proxy, Some(previous))?;
     snapshot.look_up();
-    Ok((snapshot, files, listeners))
+    let generation = snapshot.generation;
+    directory.put_in_force(snapshot);
+    Ok((generation, files, listeners))
 }
 
 /// Takes the print of files.

@@ -51,6 +51,8 @@ pub struct ModelEntry {
     pub id: ModelId,
     /// The name that the backend knows, where it differs from what the caller sent.
     pub backend: Option<String>,
+    /// Tokens that an answer is taken to have whose request states no bound.
+    pub output_tokens: Option<u64>,
 }
 
 /// The gateway's own endpoints on the callers' listener.
@@ -339,7 +341,10 @@ mod tests {
     }
 
     fn pool(name: &str, api: &str, default: bool, models: &[&str]) -> PoolEntry {
-        let models = models.iter().map(|m| ((*m).into(), ModelEntry { id: (*m).into(), backend: None })).collect();
+        let models = models
+            .iter()
+            .map(|m| ((*m).into(), ModelEntry { id: (*m).into(), backend: None, output_tokens: None }))
+            .collect();
         PoolEntry { name: name.into(), api: api.into(), default, models }
     }
 

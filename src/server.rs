@@ -20,17 +20,22 @@ use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::access_log::AccessLog;
 use crate::admin;
-use crate::config::{Config, file::LogTarget};
+use crate::config::Config;
+use crate::config::file::{CallerStore, LogTarget};
+use crate::directory::Directory;
 use crate::proxy::Gateway;
 use crate::proxy::edge::Edge;
 use crate::proxy::settings::ListenerSettings;
 use crate::proxy::snapshot::Snapshot;
+use crate::quota::shared::Courier;
+use crate::quota::{self, Limiter};
 use crate::record::Recorder;
 use crate::reload::{self, Ask, Reloader};
+use crate::store::{self, Store};
 use crate::telemetry::Telemetry;
 
 mod tls;
@@ -46,13 +51,31 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let seen = reload::print(&config.files);
     let access_log = access_log(&config)?;
     let telemetry = Arc::new(Telemetry::new(access_log.dropped())?);
-    let Config { listeners, admin, max_connections, watch, settle, grace, threads, proxy, files, .. } = config;
+    let Config {
+        listeners,
+        admin,
+        max_connections,
+        watch,
+        settle,
+        grace,
+        threads,
+        proxy,
+        files,
+        callers,
+        keys_file,
+        ..
+    } = config;
+    let limits = Limits::new(config.redis, config.sharing, config.counts);
     let header_timeout = proxy.client.header_timeout;
     let idle_timeout = proxy.client.keepalive_timeout;
-    let snapshot = Snapshot::build(proxy, None).map_err(|reason| anyhow!(reason))?;
+    let snapshot = Snapshot::build(proxy, &limits.limiter, None).map_err(|reason| anyhow!(reason))?;
+    limits.restore()?;
     snapshot.look_up();
     telemetry.reloaded(Some(snapshot.generation));
     let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
+    let records = limits.store.clone().filter(|_| callers == CallerStore::Redis);
+    let directory = Directory::new(Arc::clone(&snapshot), Arc::clone(&limits.limiter), records)
+        .map_err(|reason| anyhow!(reason))?;
     let draining = Arc::new(AtomicBool::new(false));
     let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log));
 
@@ -61,7 +84,8 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(threads));
     server.bootstrap();
-    let gateway = Gateway { snapshot: Arc::clone(&snapshot), recorder, draining: Arc::clone(&draining) };
+    let limiter = Arc::clone(&limits.limiter);
+    let gateway = Gateway { snapshot: Arc::clone(&snapshot), limiter, recorder, draining: Arc::clone(&draining) };
     let plane = DataPlane { gateway, header_timeout, idle_timeout, max_connections, open: Arc::default() };
     for http2_cleartext in [false, true] {
         let chosen = listeners.iter().filter(|l| l.http2_cleartext == http2_cleartext).collect::<Vec<_>>();
@@ -77,21 +101,30 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         files,
         watch,
         listeners: listeners.clone(),
+        directory: Arc::clone(&directory),
         snapshot: Arc::clone(&snapshot),
         telemetry: Arc::clone(&telemetry),
     };
     let state = admin::State {
         snapshot,
+        limiter: Arc::clone(&limits.limiter),
+        store: limits.store.clone(),
         telemetry: Arc::clone(&telemetry),
         draining: Arc::clone(&draining),
         ask: ask.clone(),
         token: admin.token,
+        directory: Arc::clone(&directory),
+        keys_file,
     };
-    let parts = Parts { reloader, asked, state, socket: admin_socket, ask, ready: Box::new(ready), listeners };
+    let (stop, stopped) = watch::channel(false);
+    let (working, done) = mpsc::channel(1);
+    let background = Background { limits, directory, stopped, working };
+    let parts =
+        Parts { reloader, asked, state, socket: admin_socket, ask, ready: Box::new(ready), listeners, background };
     let mut control = background_service("control", Control { parts: Mutex::new(Some(parts)) });
     control.threads = Some(1);
     server.add_service(control);
-    let shutdown_signal = Box::new(Drain { draining, telemetry, settle, grace });
+    let shutdown_signal = Box::new(Drain { draining, telemetry, settle, grace, stop, done: Mutex::new(done) });
     server.run(RunArgs { shutdown_signal });
     Ok(())
 }
@@ -181,6 +214,59 @@ fn server_conf(threads: usize) -> ServerConf {
     }
 }
 
+/// The limiter and what keeps it.
+struct Limits {
+    limiter: Arc<Limiter>,
+    store: Option<Store>,
+    courier: Option<Courier>,
+    counts: quota::state::Settings,
+}
+
+impl Limits {
+    fn new(redis: Option<store::Settings>, sharing: quota::shared::Settings, counts: quota::state::Settings) -> Self {
+        match redis.map(Store::new) {
+            Some(store) => {
+                let (limiter, courier) = quota::shared::limiter(sharing, store.clone());
+                Self { limiter, store: Some(store), courier: Some(courier), counts }
+            }
+            None => Self { limiter: Arc::new(Limiter::local()), store: None, courier: None, counts },
+        }
+    }
+
+    /// Takes up what was counted before a restart.
+    fn restore(&self) -> Result<()> {
+        let Some(path) = &self.counts.file else { return Ok(()) };
+        quota::state::load(&self.limiter, path)
+            .map_err(|reason| anyhow!("reading the counts of limits from {}: {reason}", path.display()))
+    }
+}
+
+/// Work that has to end well.
+struct Background {
+    limits: Limits,
+    directory: Arc<Directory>,
+    stopped: watch::Receiver<bool>,
+    /// Held while something is still working.
+    working: mpsc::Sender<()>,
+}
+
+impl Background {
+    fn start(self) {
+        let Self { limits: Limits { limiter, store, courier, counts }, directory, stopped, working } = self;
+        tokio::spawn(directory.follow());
+        if let Some(store) = store {
+            tokio::spawn(async move { store.keep().await });
+        }
+        tokio::spawn(async move {
+            match courier {
+                Some(courier) => courier.run(stopped).await,
+                None => quota::state::keep(limiter, counts, stopped).await,
+            }
+            drop(working);
+        });
+    }
+}
+
 /// Everything beside the data plane: admin listener, reloads, probes.
 struct Control {
     parts: Mutex<Option<Parts>>,
@@ -194,13 +280,15 @@ struct Parts {
     ask: Ask,
     ready: Box<dyn FnOnce() + Send>,
     listeners: Vec<ListenerSettings>,
+    background: Background,
 }
 
 #[async_trait]
 impl BackgroundService for Control {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let Some(parts) = self.parts.lock().await.take() else { return };
-        let Parts { reloader, asked, state, socket, ask, ready, listeners } = parts;
+        let Parts { reloader, asked, state, socket, ask, ready, listeners, background } = parts;
+        background.start();
         let admin = match socket.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(socket)) {
             Ok(socket) => axum::serve(socket, admin::router(state)),
             Err(error) => return tracing::error!(%error, "the admin listener failed"),
@@ -248,6 +336,19 @@ struct Drain {
     telemetry: Arc<Telemetry>,
     settle: Duration,
     grace: Duration,
+    /// Tells background work to end.
+    stop: watch::Sender<bool>,
+    /// Closes when it has.
+    done: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Drain {
+    /// Lets background work end: leases go back, counts are written.
+    async fn finish(&self) {
+        const LONGEST: Duration = Duration::from_secs(3);
+        let _ = self.stop.send(true);
+        let _ = tokio::time::timeout(LONGEST, self.done.lock().await.recv()).await;
+    }
 }
 
 #[async_trait]
@@ -262,9 +363,13 @@ impl ShutdownSignalWatch for Drain {
                 while self.telemetry.in_flight() > 0 && begun.elapsed() < self.grace {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
+                self.finish().await;
                 ShutdownSignal::GracefulTerminate
             }
-            other => other,
+            other => {
+                self.finish().await;
+                other
+            }
         }
     }
 }

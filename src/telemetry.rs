@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// What a metric needs of an ended request.
@@ -33,6 +34,28 @@ pub struct Ended<'a> {
     pub request_bytes: usize,
     /// Bytes of its answer's body.
     pub response_bytes: usize,
+    /// The model, or empty.
+    pub model: &'a str,
+    /// Tokens of its prompt and of its answer, and whether the backend stated them.
+    pub tokens: Option<(u64, u64, bool)>,
+    /// What it cost, in nano-units of money.
+    pub spend: Option<u64>,
+}
+
+/// What limits did so far, and how their store is.
+pub struct Limits {
+    /// Checks, by what they asked.
+    pub checks: [(&'static str, u64); 3],
+    /// Refusals, by what was exceeded.
+    pub refused: Vec<(&'static str, u64)>,
+    /// Round trips to Redis.
+    pub round_trips: u64,
+    /// Those that failed.
+    pub failures: u64,
+    /// Whether limits are shared at this moment; none where they are this replica's alone.
+    pub is_up: Option<bool>,
+    /// Replicas that share them.
+    pub replicas: u64,
 }
 
 /// The instruments.
@@ -49,6 +72,13 @@ pub struct Telemetry {
     generation: IntGauge,
     reloads: IntCounterVec,
     log_dropped: IntGauge,
+    tokens: IntCounterVec,
+    spend: CounterVec,
+    quota_checks: IntCounterVec,
+    quota_refusals: IntCounterVec,
+    round_trips: IntCounterVec,
+    shared: IntGauge,
+    replicas: IntGauge,
     render: Histogram,
     dropped: Arc<AtomicU64>,
 }
@@ -117,6 +147,37 @@ impl Telemetry {
                 "nimgate_access_log_dropped_lines",
                 "Access-log lines dropped because their queue was full.",
             )?,
+            tokens: counters(
+                "nimgate_tokens_total",
+                "Tokens used; `counted` where the backend stated none.",
+                &["pool", "model", "direction", "source"],
+            )?,
+            spend: {
+                let opts = Opts::new("nimgate_spend_total", "Money spent, by the configured prices.");
+                let made = CounterVec::new(opts, &["pool", "model"])?;
+                registry.register(Box::new(made.clone()))?;
+                made
+            },
+            quota_checks: counters(
+                "nimgate_quota_checks_total",
+                "Checks of limits: local ones asked nobody, waited ones asked Redis, away ones could not.",
+                &["path"],
+            )?,
+            quota_refusals: counters(
+                "nimgate_quota_refusals_total",
+                "Requests refused by a limit, by what was exceeded.",
+                &["metric"],
+            )?,
+            round_trips: counters(
+                "nimgate_redis_round_trips_total",
+                "Round trips to Redis for limits, by result.",
+                &["result"],
+            )?,
+            shared: gauge(
+                "nimgate_quota_shared",
+                "1 while limits are shared through Redis, 0 while it is away, -1 where there is none.",
+            )?,
+            replicas: gauge("nimgate_quota_replicas", "Replicas that share the limits.")?,
             render,
             registry,
             dropped,
@@ -142,6 +203,15 @@ impl Telemetry {
         }
         self.bytes.with_label_values(&[ended.pool, "request"]).inc_by(ended.request_bytes as u64);
         self.bytes.with_label_values(&[ended.pool, "response"]).inc_by(ended.response_bytes as u64);
+        if let Some((input, output, is_stated)) = ended.tokens {
+            let source = if is_stated { "stated" } else { "counted" };
+            for (direction, tokens) in [("input", input), ("output", output)] {
+                self.tokens.with_label_values(&[ended.pool, ended.model, direction, source]).inc_by(tokens);
+            }
+        }
+        if let Some(spend) = ended.spend {
+            self.spend.with_label_values(&[ended.pool, ended.model]).inc_by(spend as f64 / 1e9);
+        }
     }
 
     /// Requests that are being served.
@@ -166,6 +236,7 @@ impl Telemetry {
     pub fn page<'a>(
         &self,
         endpoints: impl Iterator<Item = (&'a str, &'a str, usize, bool)>,
+        limits: &Limits,
     ) -> prometheus::Result<String> {
         let timer = self.render.start_timer();
         self.endpoint_in_flight.reset();
@@ -174,6 +245,16 @@ impl Telemetry {
             self.endpoint_in_flight.with_label_values(&[pool, endpoint]).set(in_flight as i64);
             self.endpoint_healthy.with_label_values(&[pool, endpoint]).set(i64::from(healthy));
         }
+        let raise = |counters: &IntCounterVec, label: &str, to: u64| {
+            let counter = counters.with_label_values(&[label]);
+            counter.inc_by(to.saturating_sub(counter.get()));
+        };
+        limits.checks.iter().for_each(|(path, count)| raise(&self.quota_checks, path, *count));
+        limits.refused.iter().for_each(|(metric, count)| raise(&self.quota_refusals, metric, *count));
+        raise(&self.round_trips, "good", limits.round_trips.saturating_sub(limits.failures));
+        raise(&self.round_trips, "failed", limits.failures);
+        self.shared.set(limits.is_up.map_or(-1, i64::from));
+        self.replicas.set(limits.replicas as i64);
         self.log_dropped.set(self.dropped.load(Ordering::Relaxed) as i64);
         let page = TextEncoder::new().encode_to_string(&self.registry.gather());
         timer.observe_duration();
@@ -219,14 +300,30 @@ mod tests {
             first_byte: None,
             request_bytes: 1,
             response_bytes: 2,
+            model: "m",
+            tokens: Some((3, 4, true)),
+            spend: Some(500_000_000),
         });
         telemetry.reloaded(Some(3));
-        let page = telemetry.page([("p", "e:1", 4, true)].into_iter()).unwrap();
+        let limits = Limits {
+            checks: [("local", 5), ("waited", 6), ("away", 7)],
+            refused: vec![("spend", 8)],
+            round_trips: 9,
+            failures: 1,
+            is_up: Some(true),
+            replicas: 2,
+        };
+        let page = telemetry.page([("p", "e:1", 4, true)].into_iter(), &limits).unwrap();
         for line in [
             r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,
             "nimgate_requests_in_flight 0",
             r#"nimgate_endpoint_in_flight{endpoint="e:1",pool="p"} 4"#,
             "nimgate_config_generation 3",
+            r#"nimgate_tokens_total{direction="output",model="m",pool="p",source="stated"} 4"#,
+            r#"nimgate_spend_total{model="m",pool="p"} 0.5"#,
+            r#"nimgate_quota_refusals_total{metric="spend"} 8"#,
+            r#"nimgate_redis_round_trips_total{result="good"} 8"#,
+            "nimgate_quota_shared 1",
         ] {
             assert!(page.contains(line), "{line}\n{page}");
         }

@@ -9,7 +9,9 @@ use std::process::{Command, Output};
 use nimgate::config::{self, file, yaml};
 use serde_json::{Value, json};
 
-const SAMPLES: [&str; 6] = ["nimgate", "one-nim", "many-nims", "nvcf", "curator", "mixed"];
+const SAMPLES: [&str; 7] = ["nimgate", "one-nim", "many-nims", "nvcf", "curator", "mixed", "shared"];
+/// Samples that take no credential from the environment.
+const PLAIN: [&str; 4] = ["nimgate", "one-nim", "many-nims", "shared"];
 
 fn sample(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config").join(format!("{name}.yaml"))
@@ -66,7 +68,7 @@ fn with(more: &str) -> String {
 fn every_sample_passes_check() {
     for name in SAMPLES {
         let mut command = nimgate(&["check", "--config", sample(name).to_str().unwrap()]);
-        if name != "nimgate" && name != "one-nim" && name != "many-nims" {
+        if !PLAIN.contains(&name) {
             command.envs([("NVIDIA_API_KEY", "x"), ("NGC_API_KEY", "x"), ("NIMGATE_ADMIN_TOKEN", "x")]);
         }
         let output = command.output().unwrap();
@@ -87,10 +89,10 @@ fn every_sample_is_tested() {
     assert_eq!(found, SAMPLES.map(str::to_owned).into());
 }
 
-/// The text with its examples switched on: `#key` becomes `key`, prose behind `# ` stays a comment.
+/// The text with its examples switched on: `#key` becomes `key`, `#- item` an item; prose behind `# ` stays a comment.
 fn switched_on(text: &str) -> String {
     let line = |line: &str| match line.trim_start().strip_prefix('#') {
-        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) => {
+        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) || setting.starts_with("- ") => {
             format!("{}{setting}\n", " ".repeat(line.len() - line.trim_start().len()))
         }
         _ => format!("{line}\n"),
@@ -165,7 +167,7 @@ fn beyond(at: &str, value: &Value, default: &Value, found: &mut Vec<String>) {
         (Value::Array(items), Value::Array(defaults)) if items.len() == defaults.len() => {
             items.iter().zip(defaults).for_each(|(item, default)| beyond(at, item, default, found));
         }
-        _ if value == default => {}
+        _ if value == default || value.as_f64().is_some_and(|number| default.as_f64() == Some(number)) => {}
         _ => found.push(at.trim_start_matches('.').to_owned()),
     }
 }
@@ -188,6 +190,10 @@ fn the_annotated_references_state_the_codes_defaults() {
         "admin.token",
         "pools.function",
         "pools.models.backend_model",
+        "pools.models.output_tokens",
+        "prices",
+        "quotas.state_file",
+        "redis",
         "pools.credential",
         "pools.max_body_mib",
         "pools.health.enabled",
@@ -202,6 +208,14 @@ fn the_annotated_references_state_the_codes_defaults() {
     let credential = serde_json::from_value::<file::Credential>(json!({ "secret": { "env": "X" } })).unwrap();
     assert_eq!(stated["pools"][0]["credential"]["header"], credential.header);
     assert_eq!(stated["pools"][0]["credential"]["scheme"], credential.scheme);
+    let redis: file::Redis = serde_json::from_value(json!({ "addresses": ["redis.example.com:6379"] })).unwrap();
+    let mut found = Vec::new();
+    beyond("", &stated["redis"], &serde_json::to_value(redis).unwrap(), &mut found);
+    assert_eq!(found, ["master", "password", "sentinel_password", "tls", "username"]);
+    let price: file::Price = serde_json::from_value(json!({ "model": "meta/*" })).unwrap();
+    let mut found = Vec::new();
+    beyond("", &stated["prices"][0], &serde_json::to_value(price).unwrap(), &mut found);
+    assert_eq!(found, ["input_per_million", "output_per_million"]);
 
     let key: file::Key = serde_json::from_value(json!({ "id": "x", "sha256": "x" })).unwrap();
     let mut found = Vec::new();
@@ -402,6 +416,114 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             &["c.yaml:1:11: callers.keys_file: none.yaml can not be read: No such file or directory (os error 2)"],
         ),
         (
+            "no keys file where it is needed",
+            format!("callers: {{}}\n{POOL}"),
+            &["c.yaml:1:1: callers: store: file needs the key keys_file"],
+        ),
+        (
+            "a store without Redis",
+            format!("callers: {{store: redis}}\n{POOL}"),
+            &["c.yaml:1:11: callers.store: store: redis needs the section redis"],
+        ),
+        (
+            "Redis without an address",
+            with("redis: {mode: single, timeout_ms: 0, database: 65536, prefix: \"a:b\", port: 6379}\n"),
+            &[
+                "c.yaml:8:1: redis: the key addresses is required",
+                "c.yaml:8:9: redis.mode: expected standalone, sentinel or cluster, found text",
+                "c.yaml:8:23: redis.timeout_ms: expected a whole number from 1 to 1000",
+                "c.yaml:8:38: redis.database: expected a whole number from 0 to 65535",
+                "c.yaml:8:55: redis.prefix: expected text that matches ^[A-Za-z0-9._-]{1,64}$",
+                "c.yaml:8:70: redis.port: unknown key; expected one of addresses, connect_timeout_ms, database, master, mode, password, prefix, reply_timeout_ms, sentinel_password, timeout_ms, tls, username",
+            ],
+        ),
+        (
+            "one Redis that is several",
+            with(
+                "redis:\n  addresses: [\"a:1\", \"A:1\", a, \"redis://b:1\", \"::1:2\", \"c:0\"]\n  master: m\n  sentinel_password: {file: keys.yaml}\n  username: u\n",
+            ),
+            &[
+                "c.yaml:9:3: redis.addresses: one server has one address; expected one, or another mode",
+                "c.yaml:9:22: redis.addresses[1]: this address is listed twice",
+                "c.yaml:9:29: redis.addresses[2]: expected host:port, such as redis.example.com:6379 or [::1]:6379",
+                "c.yaml:9:32: redis.addresses[3]: expected host:port, such as redis.example.com:6379 or [::1]:6379",
+                "c.yaml:9:47: redis.addresses[4]: expected host:port, such as redis.example.com:6379 or [::1]:6379",
+                "c.yaml:9:56: redis.addresses[5]: expected host:port, such as redis.example.com:6379 or [::1]:6379",
+                "c.yaml:10:3: redis.master: only mode sentinel has it; leave this out",
+                "c.yaml:11:3: redis.sentinel_password: only mode sentinel has it; leave this out",
+                "c.yaml:12:3: redis.username: a user needs the key password",
+            ],
+        ),
+        (
+            "sentinels and clusters",
+            with("redis: {mode: sentinel, addresses: [\"[::1]:1\", \"b:1\"]}\n"),
+            &["c.yaml:8:1: redis: mode sentinel needs the key master"],
+        ),
+        (
+            "a database of a cluster, secrets and certificates that are not there",
+            with(
+                "redis:\n  mode: cluster\n  addresses: [\"a:1\"]\n  database: 1\n  password: {env: NIMGATE_TEST_UNSET}\n  tls: {ca_file: keys.yaml}\n",
+            ),
+            &[
+                "c.yaml:11:3: redis.database: a cluster has only database 0",
+                "c.yaml:12:3: redis.password: the environment variable NIMGATE_TEST_UNSET is not set or not text",
+                "c.yaml:13:9: redis.tls.ca_file: expected a PEM file with at least one certificate",
+            ],
+        ),
+        (
+            "numbers of quotas",
+            with(
+                "quotas:\n  on_outage: maybe\n  replicas: 0\n  estimate: {bytes_per_token: 0, output_tokens: -1}\n  currency: \"\"\n  write_every_ms: 1e9\n  usage_days: 4_000\n",
+            ),
+            &[
+                "c.yaml:9:3: quotas.on_outage: expected local_share, allow or deny, found text",
+                "c.yaml:10:3: quotas.replicas: expected a whole number from 1 to 1000",
+                "c.yaml:11:14: quotas.estimate.bytes_per_token: expected a number from 1 to 16",
+                "c.yaml:11:34: quotas.estimate.output_tokens: expected a whole number from 0 to 10000000",
+                "c.yaml:12:3: quotas.currency: expected text, found none",
+                "c.yaml:13:3: quotas.write_every_ms: expected a whole number from 50 to 60000",
+                "c.yaml:14:3: quotas.usage_days: expected a whole number, found text; write its digits without anything between",
+            ],
+        ),
+        (
+            "counts in a directory that is not there, replicas that share nothing",
+            with("quotas: {replicas: 2, state_file: none/state}\n"),
+            &[
+                "c.yaml:8:10: quotas.replicas: replicas share limits through Redis; add the section redis",
+                "c.yaml:8:23: quotas.state_file: there is no directory none",
+            ],
+        ),
+        (
+            "counts in a directory",
+            with("quotas: {state_file: .}\n"),
+            &["c.yaml:8:10: quotas.state_file: expected the path of a file, found a directory"],
+        ),
+        (
+            "counts in a file and in Redis",
+            with("redis: {addresses: [\"a:1\"]}\nquotas: {state_file: state}\n"),
+            &["c.yaml:9:10: quotas.state_file: Redis keeps the counts; leave this out, or the section redis"],
+        ),
+        (
+            "absurd prices",
+            with(
+                "prices:\n  - {model: \"*\", per_request: -1, per_video_second: .inf, input_per_million: 1e7}\n  - {}\n",
+            ),
+            &[
+                "c.yaml:9:18: prices[0].per_request: expected a number from 0 to 1000000",
+                "c.yaml:9:35: prices[0].per_video_second: expected a number, found text",
+                "c.yaml:9:59: prices[0].input_per_million: expected a number from 0 to 1000000",
+                "c.yaml:10:5: prices[1]: the key model is required",
+            ],
+        ),
+        (
+            "prices of nothing",
+            with("prices: [{model: \"*\"}, {model: x*}, {model: \"*\"}]\n"),
+            &[
+                "c.yaml:8:25: prices[1].model: no pool lists a model that fits x*",
+                "c.yaml:8:38: prices[2].model: an earlier price is for the same models, so this one never counts",
+            ],
+        ),
+        (
             "a tab",
             "callers:\n\tkeys_file: x\n".into(),
             &["c.yaml:2:2: tabs disallowed within this context (block indentation)"],
@@ -423,8 +545,19 @@ fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
     let model = "pools:\n  - {name: a, api: nim-llm, models: [{id: m, aliases: [alias]}], endpoints: [{url: http://127.0.0.1:1}]}\n";
     let hash = "00".repeat(32);
     let good = format!("id: k, sha256: \"{hash}\"");
+    let limits = |limits: &str| format!("keys:\n  - id: k\n    sha256: \"{hash}\"\n    limits: {limits}\n");
     let cases: &[(&str, String, &[&str])] = &[
         ("half written", "keys:\n".into(), &["keys.yaml:1:1: keys: expected a list, found nothing"]),
+        (
+            "half written before its keys",
+            "orgs:\n  - name: o\nteams:\n  - name: t\n".into(),
+            &["keys.yaml:1:1: the key keys is required"],
+        ),
+        (
+            "half written in a limit",
+            limits("").trim_end().to_owned(),
+            &["keys.yaml:4:5: keys[0].limits: expected a list, found nothing"],
+        ),
         (
             "half written in a record",
             "keys:\n  - id: k\n    sha256: \"00\n".into(),
@@ -454,7 +587,130 @@ fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
                 "keys.yaml:3:89: keys[1].expires: expected a time such as 2027-01-31T00:00:00Z",
             ],
         ),
+        (
+            "limits that say nothing, or two things",
+            limits("[{}, {per: day}, {requests: 1, spend: 1, per: day}, {requests: 1}, {concurrency: 1, per: day}]"),
+            &[
+                "keys.yaml:4:14: keys[0].limits[0]: a limit counts something; expected one of requests, input_tokens, output_tokens, total_tokens, concurrency, spend",
+                "keys.yaml:4:18: keys[0].limits[1]: a limit counts something; expected one of requests, input_tokens, output_tokens, total_tokens, concurrency, spend",
+                "keys.yaml:4:44: keys[0].limits[2].spend: a limit counts one thing, and this one has requests already",
+                "keys.yaml:4:65: keys[0].limits[3]: the key per is required: second, minute, hour, day or month",
+                "keys.yaml:4:97: keys[0].limits[4].per: concurrency counts requests at the same time; leave this out",
+            ],
+        ),
+        (
+            "amounts out of range",
+            limits(
+                "[{requests: -1}, {input_tokens: 9000000000000001}, {output_tokens: 99999999999999999999999}, {spend: 9000000.1}, {spend: -1}, {concurrency: 1.5}, {total_tokens: 1_000_000}, {total_tokens: many}]",
+            ),
+            &[
+                "keys.yaml:4:15: keys[0].limits[0].requests: expected a whole number from 0 to 9000000000000000",
+                "keys.yaml:4:31: keys[0].limits[1].input_tokens: expected a whole number from 0 to 9000000000000000",
+                "keys.yaml:4:65: keys[0].limits[2].output_tokens: expected a whole number from 0 to 9000000000000000",
+                "keys.yaml:4:107: keys[0].limits[3].spend: expected a number from 0 to 9000000",
+                "keys.yaml:4:127: keys[0].limits[4].spend: expected a number from 0 to 9000000",
+                "keys.yaml:4:140: keys[0].limits[5].concurrency: expected a whole number, found a number",
+                "keys.yaml:4:160: keys[0].limits[6].total_tokens: expected a whole number, found text; write its digits without anything between",
+                "keys.yaml:4:187: keys[0].limits[7].total_tokens: expected a whole number, found text",
+            ],
+        ),
+        (
+            "less money than there is",
+            limits("[{spend: 1e-12, per: day}, {spend: 0, per: day}]"),
+            &["keys.yaml:4:15: keys[0].limits[0].spend: expected 0, or a number from 0.000000001 to 9000000"],
+        ),
+        (
+            "not one of the words",
+            limits("[{requests: 1, per: week}, {tokens: 1, per: day}]"),
+            &[
+                "keys.yaml:4:28: keys[0].limits[0].per: expected second, minute, hour, day or month, found text",
+                "keys.yaml:4:41: keys[0].limits[1].tokens: unknown key; expected one of concurrency, input_tokens, models, operations, output_tokens, per, pools, requests, spend, total_tokens",
+            ],
+        ),
+        (
+            "limits that share a count",
+            limits(
+                "[{requests: 1, per: day}, {requests: 2, per: day}, {requests: 1, per: day, pools: [a, a*]}, {requests: 1, per: day, pools: [a*, a]}, {requests: 1, per: hour}]",
+            ),
+            &[
+                "keys.yaml:4:39: keys[0].limits[1]: the same limit stands here already, with another amount or the same; leave one out",
+                "keys.yaml:4:105: keys[0].limits[3]: the same limit stands here already, with another amount or the same; leave one out",
+            ],
+        ),
+        (
+            "an empty pattern",
+            limits(
+                "[{concurrency: 1, models: [m, alias, \"*x\", \"*\"], pools: [b*], operations: [nim-llm/*, nvcf/chat*, \"*\", \"\"]}]",
+            ),
+            &["keys.yaml:4:116: keys[0].limits[0].operations[3]: expected text, found none"],
+        ),
+        (
+            "patterns that fit nothing",
+            limits(
+                "[{concurrency: 1, models: [m, alias, \"*x\", \"*\"], pools: [b*], operations: [nim-llm/*, nvcf/chat*, \"*\"]}]",
+            ),
+            &[
+                "keys.yaml:4:43: keys[0].limits[0].models[1]: no pool lists a model that fits alias",
+                "keys.yaml:4:50: keys[0].limits[0].models[2]: no pool lists a model that fits *x",
+                "keys.yaml:4:70: keys[0].limits[0].pools[0]: no pool fits b*",
+                "keys.yaml:4:99: keys[0].limits[0].operations[1]: the catalogue has no operation that fits nvcf/chat*",
+            ],
+        ),
+        (
+            "more limits than a subject may have",
+            limits(&format!("[{}]", "{requests: 1, per: day}, ".repeat(33))),
+            &["keys.yaml:4:5: keys[0].limits: expected at most 32 in the list"],
+        ),
+        (
+            "more patterns than a limit may have",
+            limits(&format!("[{{concurrency: 1, models: [{}]}}]", "m, ".repeat(101))),
+            &["keys.yaml:4:31: keys[0].limits[0].models: expected at most 100 in the list"],
+        ),
+        (
+            "orgs and teams twice, or not at all",
+            format!(
+                "orgs: [{{name: o}}, {{name: o}}]\nteams:\n  - {{org: o, name: t}}\n  - {{org: o, name: t}}\n  - {{name: t}}\nkeys:\n  - {{{good}, org: o, team: t}}\n  - {{id: l, sha256: \"{hash}\", org: o}}\n"
+            ),
+            &[
+                "keys.yaml:1:20: orgs[1].name: another organisation has that name already",
+                "keys.yaml:4:14: teams[1].name: another team of the organisation has that name already",
+                "keys.yaml:5:5: teams[2].org: orgs lists no organisation \"default\"",
+                "keys.yaml:8:5: keys[1].team: teams lists no team \"default\" of the organisation \"o\"",
+            ],
+        ),
+        (
+            "names that are none",
+            format!("orgs: [{{name: \"\"}}]\nteams: [{{name: {}}}]\nkeys: [{{{good}, org: \"\"}}]\n", "t".repeat(129)),
+            &[
+                "keys.yaml:1:9: orgs[0].name: expected text, found none",
+                "keys.yaml:2:10: teams[0].name: expected at most 128 characters",
+                "keys.yaml:3:92: keys[0].org: expected text, found none",
+            ],
+        ),
+        (
+            "names with control characters",
+            format!("orgs: [{{name: \"o\\n\"}}]\nkeys: [{{{good}, org: \"o\\n\", team: \"\\u0085\"}}]\n"),
+            &[
+                "keys.yaml:1:9: orgs[0].name: expected a name without control characters",
+                "keys.yaml:2:92: keys[0].org: expected a name without control characters",
+                "keys.yaml:2:104: keys[0].team: expected a name without control characters",
+            ],
+        ),
+        (
+            "a secret before a rotation",
+            format!("keys: [{{{good}, previous: {{sha256: x}}}}]\n"),
+            &[
+                "keys.yaml:1:92: keys[0].previous: the key until is required",
+                "keys.yaml:1:103: keys[0].previous.sha256: expected text that matches ^[0-9a-fA-F]{64}$",
+            ],
+        ),
+        (
+            "no end of a rotation",
+            format!("keys: [{{{good}, previous: {{sha256: \"{hash}\", until: soon}}}}]\n"),
+            &["keys.yaml:1:179: keys[0].previous.until: expected a time such as 2027-01-31T00:00:00Z"],
+        ),
     ];
+    let mut wrong = Vec::new();
     for (name, text, expected) in cases {
         let files = Files::new(&format!("{HEAD}{model}"));
         files.write("keys.yaml", text);
@@ -464,8 +720,102 @@ fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
             Some((head, _)) => told.starts_with(head) && told.contains("*, ") && told.contains("invoke_function"),
             None => told == wanted,
         };
-        assert!(told.len() == expected.len() && told.iter().zip(*expected).all(fits), "{name}: {told:#?}");
+        if !(told.len() == expected.len() && told.iter().zip(*expected).all(fits)) {
+            wrong.push(format!("{name}: expected\n{}\ntold\n{}", expected.join("\n"), told.join("\n")));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn redis_may_have_the_records_of_callers() {
+    let redis = "redis: {addresses: [\"a:1\"]}\n";
+    let files = Files::new(&format!("callers: {{store: redis}}\n{POOL}{redis}"));
+    assert_eq!(files.check(), ["c.yaml: ok, 1 pools, 0 keys"]);
+    let config = |text: &str| {
+        files.write("c.yaml", text);
+        config::load(&files.0.path().join("c.yaml")).unwrap()
+    };
+    let with_both = config(&format!("callers: {{store: redis, keys_file: keys.yaml}}\n{POOL}{redis}"));
+    assert_eq!((with_both.callers, with_both.files.len()), (file::CallerStore::Redis, 2));
+}
+
+#[test]
+fn settings_of_redis_and_quotas_become_types() {
+    use nimgate::quota::OnOutage;
+    use nimgate::store::Mode;
+    use std::time::Duration;
+    let files = Files::new(&with(
+        "redis:\n  mode: sentinel\n  addresses: [\"[::1]:1\", \"B:2\"]\n  master: m\n  password: {file: secret}\n  tls: {ca_file: ca.pem}\n  timeout_ms: 5\nquotas: {replicas: 3, on_outage: deny, write_every_ms: 50, drain_ms: 7, currency: EUR}\nprices: [{model: \"*\", input_per_million: 0.2}]\n",
+    ));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    files.write("ca.pem", &made.cert.pem());
+    files.write("secret", "s\n");
+    let config = config::load(&files.0.path().join("c.yaml")).unwrap();
+    let redis = config.redis.unwrap();
+    assert_eq!(redis.addresses, [("::1".to_owned(), 1), ("b".to_owned(), 2)]);
+    assert_eq!((redis.mode, redis.password.as_deref()), (Mode::Sentinel("m".into()), Some("s")));
+    assert_eq!(redis.tls.unwrap().authorities.unwrap(), made.cert.pem().into_bytes());
+    let sharing = config.sharing;
+    assert_eq!((sharing.on_outage, sharing.replicas), (OnOutage::Deny, 3));
+    assert_eq!((sharing.budget, sharing.flush), (Duration::from_millis(5), Duration::from_millis(50)));
+    assert!(config.counts.file.is_none());
+    let proxy = config.proxy;
+    assert_eq!((proxy.meter.drain, proxy.meter.currency.as_str()), (Duration::from_millis(7), "EUR"));
+    assert_eq!(proxy.quota.prices[0].input_per_million, 200_000_000);
+    let files = Files::new(&with("quotas: {state_file: state.json}\n"));
+    let config = config::load(&files.0.path().join("c.yaml")).unwrap();
+    assert_eq!(config.counts.file, Some(files.0.path().join("state.json")));
+}
+
+/// Run it alone, with --release and --nocapture, to see the times.
+#[test]
+fn ten_thousand_keys_load() {
+    const KEYS: usize = 10_000;
+    const TEAMS: usize = 1000;
+    const ORGS: usize = 50;
+    use std::fmt::Write as _;
+    let mut text = String::from("orgs:\n");
+    for org in 0..ORGS {
+        writeln!(text, "  - name: org-{org}\n    limits:\n      - {{spend: 1000.5, per: month}}").unwrap();
+    }
+    text.push_str("teams:\n");
+    for team in 0..TEAMS {
+        let org = team % ORGS;
+        writeln!(text, "  - org: org-{org}\n    name: team-{team}\n    limits:\n      - {{total_tokens: 1000000, per: day}}\n      - {{concurrency: 64}}").unwrap();
+    }
+    text.push_str("keys:\n");
+    for key in 0..KEYS {
+        let (team, org) = (key % TEAMS, key % TEAMS % ORGS);
+        writeln!(text, "  - id: key-{key}\n    sha256: \"{key:064x}\"\n    org: org-{org}\n    team: team-{team}\n    name: a key of a team\n    scopes: [invoke_function]\n    models: [meta/model-{}]\n    limits:\n      - {{requests: 10, per: second}}\n      - {{total_tokens: 1000000, per: day, models: [\"meta/model-1*\", \"*-7\"]}}\n      - {{concurrency: 4}}", key % 100).unwrap();
+    }
+    let models: String = (0..100).map(|model| format!("{{id: meta/model-{model}}}, ")).collect();
+    let files = Files::new(&format!(
+        "{HEAD}pools:\n  - {{name: a, api: nim-llm, models: [{models}], endpoints: [{{url: http://127.0.0.1:1}}]}}\n"
+    ));
+    files.write("keys.yaml", &text);
+    let path = files.0.path().join("c.yaml");
+    // The catalogue is read in any case.
+    let begun = std::time::Instant::now();
+    let bare = Files::new(&with(""));
+    config::load(&bare.0.path().join("c.yaml")).unwrap();
+    let without = begun.elapsed();
+    let begun = std::time::Instant::now();
+    let config = config::load(&path).unwrap();
+    let loaded = begun.elapsed();
+    let begun = std::time::Instant::now();
+    let limiter = nimgate::quota::Limiter::local();
+    let book = limiter.book(&config.proxy.quota);
+    let booked = begun.elapsed();
+    println!(
+        "{KEYS} keys in {TEAMS} teams, {} KiB: {} ms to load, {} ms to book; a file without keys: {} ms",
+        text.len() / 1024,
+        loaded.as_millis(),
+        booked.as_millis(),
+        without.as_millis()
+    );
+    assert_eq!(config.proxy.keys.len(), KEYS);
+    assert!(book.account(&"key-9999".into()).is_some());
 }
 
 #[test]

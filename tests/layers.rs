@@ -12,22 +12,25 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Stages know ids, std and their own libraries: neither another stage nor what stands above them.
-const STAGES: [&str; 6] = ["auth", "balance", "catalogue", "route", "schema", "upstream"];
+const STAGES: [&str; 7] = ["auth", "balance", "catalogue", "meter", "route", "schema", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("ids", &[]),
     ("auth", &["ids"]),
     ("balance", &["ids"]),
     ("catalogue", &["ids"]),
+    ("meter", &[]),
     ("route", &["ids"]),
     ("schema", &["ids"]),
     ("upstream", &["ids"]),
+    ("store", &[]),
+    ("quota", &["ids", "store"]),
     ("failure", &["ids", "auth", "balance", "catalogue", "route", "schema", "upstream"]),
     ("access_log", &[]),
     ("telemetry", &["ids"]),
     ("record", &["access_log", "auth", "failure", "ids", "telemetry"]),
-    ("proxy", &["ids", "auth", "balance", "catalogue", "failure", "record", "route", "schema", "upstream"]),
-    ("config", &["ids", "auth", "balance", "catalogue", "proxy", "route", "schema", "upstream"]),
+    ("proxy", &["ids", "auth", "balance", "catalogue", "failure", "meter", "record", "route", "schema", "upstream"]),
+    ("config", &["ids", "auth", "balance", "catalogue", "proxy", "quota", "route", "schema", "store", "upstream"]),
     ("probe", &["balance", "proxy"]),
     ("reload", &["config", "probe", "proxy", "telemetry"]),
     ("admin", &["config", "proxy", "reload", "telemetry"]),

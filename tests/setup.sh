@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what tests/clients.rs needs and this machine lacks. Does nothing, quickly, when all of it is there.
+# Installs what the tests need and this machine lacks: programs, Redis, a Python environment for tests/clients.rs.
+# Does nothing, quickly, when all of it is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +12,7 @@ as_root() {
 }
 
 missing=()
-for program in curl jq zip flock; do
+for program in curl jq zip flock redis-server; do
     command -v "$program" >/dev/null || missing+=("${program/flock/util-linux}")
 done
 python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || missing+=(python3 python3-venv)
@@ -22,6 +23,11 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     as_root apt-get update -q
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends ca-certificates "${missing[@]}"
+    # Tests start servers of their own, so the one that Debian starts with the package need not run.
+    if [[ " ${missing[*]} " == *" redis-server "* ]]; then
+        as_root service redis-server stop || true
+        as_root update-rc.d redis-server disable || true
+    fi
 fi
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "python3 is older than 3.10" >&2

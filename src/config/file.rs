@@ -22,6 +22,12 @@ macro_rules! section {
     };
 }
 
+mod keys;
+mod quotas;
+
+pub use keys::{Key, Keys, Limit, Org, Per, Previous, Team};
+pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
+
 /// The configuration of nimgate.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -40,6 +46,16 @@ pub struct File {
     pub cors: Cors,
     /// Who may call.
     pub callers: Callers,
+    /// Redis, by which replicas share limits. Without it, this replica is the only one.
+    #[serde(default)]
+    pub redis: Option<Redis>,
+    /// How limits are held, and usage is found out.
+    #[serde(default)]
+    pub quotas: Quotas,
+    /// What models cost. The first that fits counts.
+    #[serde(default)]
+    #[schemars(length(max = 10_000))]
+    pub prices: Vec<Price>,
     /// The APIs.
     #[serde(default)]
     pub catalogue: Catalogue,
@@ -149,12 +165,25 @@ section! {
     }
 }
 
-/// Who may call.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Callers {
-    /// YAML file with the keys' records (`nimgate keys new` prints one). Relative to this file.
-    pub keys_file: PathBuf,
+section! {
+    /// Who may call.
+    Callers {
+        /// YAML file with the records of keys (`nimgate keys new` prints one), teams and organisations. Relative to this
+        /// file. Required with `store: file`.
+        keys_file: Option<PathBuf> = None,
+        /// Where else records are.
+        store: CallerStore = CallerStore::File,
+    }
+}
+
+/// Where the records of callers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CallerStore {
+    /// In the keys file only.
+    File,
+    /// In Redis, beside those of the keys file.
+    Redis,
 }
 
 section! {
@@ -328,6 +357,11 @@ pub struct Model {
     #[serde(default)]
     #[schemars(length(min = 1))]
     pub backend_model: Option<String>,
+    /// Tokens that are reserved for an answer whose request states no bound, in place of
+    /// `quotas.estimate.output_tokens`.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub output_tokens: Option<u64>,
 }
 
 /// One backend.
@@ -457,60 +491,4 @@ section! {
         #[schemars(range(max = 20))]
         connect_retries: usize = 2,
     }
-}
-
-/// The keys file.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Keys {
-    /// The keys.
-    pub keys: Vec<Key>,
-}
-
-/// One key.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Key {
-    /// The public part: what stands between `ngk_` and the next `_`.
-    #[schemars(regex(pattern = "^[A-Za-z0-9-]{1,64}$"))]
-    pub id: String,
-    /// SHA-256 of the secret part, in hexadecimal.
-    #[schemars(regex(pattern = "^[0-9a-fA-F]{64}$"))]
-    pub sha256: String,
-    /// The organisation.
-    #[serde(default = "default_org")]
-    pub org: String,
-    /// The team.
-    #[serde(default = "default_team")]
-    pub team: String,
-    /// What it is for.
-    #[serde(default)]
-    pub name: String,
-    /// Scopes that it grants, as the operations of the catalogue name them; `*` for all.
-    #[serde(default = "default_scopes")]
-    pub scopes: Vec<String>,
-    /// Models that it may use; empty for all.
-    #[serde(default)]
-    pub models: Vec<String>,
-    /// Pools that it may use; empty for all.
-    #[serde(default)]
-    pub pools: Vec<String>,
-    /// When it ends, RFC 3339.
-    #[serde(default)]
-    pub expires: Option<String>,
-    /// Switches it off.
-    #[serde(default)]
-    pub disabled: bool,
-}
-
-fn default_org() -> String {
-    "default".into()
-}
-
-fn default_team() -> String {
-    "default".into()
-}
-
-fn default_scopes() -> Vec<String> {
-    vec!["invoke_function".into()]
 }

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use super::check::dotted;
 use super::yaml::{self, Located};
-use super::{Admin, Config, Mistake, Mistakes, SecretText, WrongKeys, file};
+use super::{Admin, Callers, Config, KeysFile, Known, Mistake, Mistakes, SecretText, WrongKeys, callers, file};
 use crate::catalogue::Catalogue;
 use crate::proxy::settings::{ClientSettings, CorsSettings, ListenerSettings, ListenerTls, Settings};
+use crate::quota;
 
-mod key;
+mod limits;
 mod pem;
 mod pool;
+mod store;
 
 /// A path that a file names, relative to that file.
 pub(super) fn beside(file: &Path, named: &Path) -> PathBuf {
@@ -33,30 +35,21 @@ impl<'a> Resolver<'a> {
         Self { path, located, mistakes: Vec::new(), files: vec![path.to_owned()] }
     }
 
-    pub(super) fn config(
-        mut self,
-        file: file::File,
-        keys_path: &Path,
-        keys: Result<(file::Keys, Located), WrongKeys>,
-    ) -> Result<Config, Mistakes> {
+    pub(super) fn config(mut self, file: file::File, keys: Option<KeysFile>) -> Result<Config, Mistakes> {
         let listeners = self.listeners(&file.listeners);
         let admin = self.admin(&file.admin);
         self.origins(&file.cors);
         self.log_target(&file.access_log);
         let catalogue = self.catalogue(&file);
         let pools = self.pools(&file, catalogue.as_ref());
-        self.files.push(keys_path.to_owned());
-        let keys = match keys {
-            Ok((keys, located)) => self.keys(keys_path, keys, &located, &file.pools, catalogue.as_ref()),
-            Err(WrongKeys::Content(Mistakes(found))) => {
-                self.mistakes.extend(found);
-                Vec::new()
-            }
-            Err(WrongKeys::Unreadable(e)) => {
-                self.mistake("/callers/keys_file", format!("{} can not be read: {e}", keys_path.display()));
-                Vec::new()
-            }
-        };
+        let redis = file.redis.as_ref().map(|redis| self.store(redis));
+        let sharing = self.sharing(&file);
+        let counts = self.counts(&file);
+        let known = catalogue.as_ref().map(|catalogue| Known::new(catalogue, &pools)).unwrap_or_default();
+        let prices = self.prices(&file.prices, &known);
+        self.caller_store(&file);
+        let keys_file = keys.as_ref().map(|(_, path)| path.clone());
+        let Callers { keys, quota, .. } = self.callers(keys, &known, catalogue.is_some());
         let (Some(catalogue), true) = (catalogue, self.mistakes.is_empty()) else {
             // This file first, each file from its head.
             self.mistakes.sort_by_key(|m| (m.file != self.path, m.place));
@@ -64,6 +57,9 @@ impl<'a> Resolver<'a> {
         };
         let client = client(&file.client);
         let cors = cors(&file.cors);
+        let quota =
+            quota::Settings { prices: prices.into(), estimate: limits::estimate(&file.quotas.estimate), ..quota };
+        let meter = limits::meter(&file.quotas);
         let threads = match file.runtime.threads {
             0 => std::thread::available_parallelism().map_or(2, usize::from),
             threads => threads,
@@ -81,9 +77,51 @@ impl<'a> Resolver<'a> {
             settle: ms(file.shutdown.settle_ms),
             grace: ms(file.shutdown.grace_ms),
             threads,
-            proxy: Settings { keys, catalogue, pools, client, cors },
+            redis,
+            sharing,
+            counts,
+            callers: file.callers.store,
+            keys_file,
+            proxy: Settings { keys, catalogue, pools, client, cors, quota, meter },
             files: self.files,
         })
+    }
+
+    fn caller_store(&mut self, file: &file::File) {
+        match file.callers.store {
+            file::CallerStore::File if file.callers.keys_file.is_none() => {
+                self.mistake("/callers", "store: file needs the key keys_file");
+            }
+            file::CallerStore::Redis if file.redis.is_none() => {
+                self.mistake("/callers/store", "store: redis needs the section redis");
+            }
+            _ => {}
+        }
+    }
+
+    /// The records of the keys file. Without a catalogue nobody can tell what is missing.
+    fn callers(&mut self, keys: Option<KeysFile>, known: &Known, has_catalogue: bool) -> Callers {
+        let Some((keys, path)) = keys else { return Callers::default() };
+        self.files.push(path.clone());
+        match keys {
+            Ok((records, located)) => {
+                let callers = callers(records, known);
+                for finding in callers.findings.iter().filter(|f| has_catalogue || !f.is_dangling) {
+                    let place = Some(located.place(&finding.pointer));
+                    let (key, reason) = (finding.key(), finding.reason.clone());
+                    self.mistakes.push(Mistake { file: path.clone(), place, key, reason });
+                }
+                callers
+            }
+            Err(WrongKeys::Content(Mistakes(found))) => {
+                self.mistakes.extend(found);
+                Callers::default()
+            }
+            Err(WrongKeys::Unreadable(e)) => {
+                self.mistake("/callers/keys_file", format!("{} can not be read: {e}", path.display()));
+                Callers::default()
+            }
+        }
     }
 
     fn mistake(&mut self, pointer: &str, reason: impl Into<String>) {

@@ -36,6 +36,7 @@ pub(super) fn openai(failure: &Failure, status: u16) -> Value {
         401 => "authentication_error",
         403 => "permission_error",
         404 => "not_found_error",
+        429 => "rate_limit_error",
         400..=499 => "invalid_request_error",
         _ => "server_error",
     };

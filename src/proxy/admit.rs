@@ -7,12 +7,13 @@ use chrono::Utc;
 use http::{HeaderMap, header};
 use pingora_proxy::Session;
 
+use super::body::Edit;
 use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
 use super::params::{Place, decoded};
 use super::respond::Reply;
 use super::snapshot::{Checks, Snapshot};
-use super::{body, guard, own};
+use super::{body, guard, limits, own};
 use crate::auth::Caller;
 use crate::catalogue::{Body, Operation};
 use crate::failure::{BadInput, Failure};
@@ -49,10 +50,13 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
         return Ok(Verdict::Answer(reply));
     }
 
-    let caller = snapshot.keys.authenticate(headers, Utc::now())?;
+    let callers = snapshot.callers.load_full();
+    let caller = callers.authenticate(headers, Utc::now())?;
     ctx.trail.caller = Some(Arc::clone(&caller));
     let route = found?;
-    // The request rate of the caller is checked here, before anything of the body is read (design 3).
+    if !matches!(route.target, Target::Own(_)) {
+        limits::begin(ctx, &callers.book, caller.id()).await?;
+    }
     let request = Request { snapshot: &snapshot, caller, path: uri.path(), query: uri.query(), route: &route };
     match &route.target {
         Target::Own(endpoint) => {
@@ -90,6 +94,7 @@ impl Request<'_> {
         let limit = state.settings.body_limit.unwrap_or(operation.body_limit);
         let checks = state.checks.get(&index);
         let mut found = self.check_params(checks, &session.req_header().headers);
+        let mut read = None;
         let payload = match &operation.body {
             Body::Json { required, .. } => {
                 require_json(&session.req_header().headers)?;
@@ -98,6 +103,7 @@ impl Request<'_> {
                 if !bytes.is_empty() || *required {
                     let document = body::parse(&bytes).await?;
                     check_body(checks, &document, &mut found);
+                    read = Some(document);
                 }
                 Payload::Buffered(vec![bytes])
             }
@@ -107,6 +113,7 @@ impl Request<'_> {
             }
         };
         refuse_violations(found, state.settings.schema.max_violations)?;
+        limits::reserve(ctx, operation, None, read.as_ref()).await?;
         if matches!(payload, Payload::Streamed) {
             body::invite(session.as_mut()).await?;
         }
@@ -150,17 +157,18 @@ impl Request<'_> {
         let checks = state.checks.get(&index);
         let backend = entry.backend.as_deref();
         let mut found = self.check_params(checks, &session.req_header().headers);
-        let payload = match backend {
-            Some(name) => {
-                check_body(checks, &with_backend_name(&document, name), &mut found);
-                body::with_model(bytes, &document, name)
-            }
-            None => {
-                check_body(checks, &document, &mut found);
-                Payload::Buffered(vec![bytes])
-            }
-        };
+        match backend {
+            Some(name) => check_body(checks, &with_backend_name(&document, name), &mut found),
+            None => check_body(checks, &document, &mut found),
+        }
         refuse_violations(found, state.settings.schema.max_violations)?;
+        limits::reserve(ctx, operation, Some((&entry.id, entry.output_tokens)), Some(&document)).await?;
+        let rename = backend.and_then(|name| Edit::model(&document, name));
+        let states_usage = operation.tokens.as_ref().is_some_and(|tokens| tokens.usage_in_stream);
+        let ask_usage = self.snapshot.meter.stream_usage && states_usage;
+        let ask_usage = ask_usage.then(|| Edit::ask_usage(&document)).flatten();
+        ctx.withhold_usage = ask_usage.is_some();
+        let payload = body::edited(bytes, rename.into_iter().chain(ask_usage).collect());
         Ok(self.forward(pool, index, limit, payload))
     }
 
@@ -287,7 +295,7 @@ fn with_backend_name(document: &Document, name: &str) -> Document {
     if let Some(model) = value.get_mut("model") {
         *model = name.into();
     }
-    Document { value, model_span: None }
+    Document { value, ..Document::default() }
 }
 
 fn refuse_violations(mut found: BadInput, most: usize) -> Result<(), Failure> {

@@ -1,9 +1,12 @@
 //! Body: reads a request body whole, within its bounds, and hands it on with as few copies as can be.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use http::{Version, header};
 use pingora_core::protocols::http::server::Session as ServerSession;
 use pingora_error::ErrorType;
+use serde_json::Value;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::exchange::Payload;
@@ -13,6 +16,10 @@ use crate::schema::Document;
 
 /// Bodies up to this size are spliced by copying; larger ones go as pieces around the new part.
 const SMALL: usize = 64 * 1024;
+/// What a caller who wants the usage of a stream sends as `stream_options`.
+const ASK_USAGE: &str = r#"{"include_usage":true}"#;
+/// Stream options above this many bytes are left alone.
+const LARGEST_OPTIONS: usize = 4096;
 /// A body of unknown length grows in these steps, then to its limit. Untouched memory costs nothing, and growing in
 /// few steps keeps the copies below a sixteenth of the body.
 const STEPS: [usize; 3] = [16 * 1024, 256 * 1024, 4 * 1024 * 1024];
@@ -121,35 +128,153 @@ pub async fn parse(body: &Bytes) -> Result<Document, Failure> {
     Ok(parsed.map_err(|e| Failure::Internal(e.to_string()))??)
 }
 
-/// The body with another model name, the rest byte for byte as it came.
-pub fn with_model(body: Bytes, document: &Document, model: &str) -> Payload {
-    let Some(span) = document.model_span.clone() else { return Payload::Buffered(vec![body]) };
-    let name = serde_json::Value::from(model).to_string();
-    if body.len() <= SMALL {
-        let mut spliced = Vec::with_capacity(body.len() + name.len());
-        spliced.extend_from_slice(&body[..span.start]);
-        spliced.extend_from_slice(name.as_bytes());
-        spliced.extend_from_slice(&body[span.end..]);
-        return Payload::Buffered(vec![spliced.into()]);
+/// One change of a body: these bytes in place of those. An empty range inserts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    place: Range<usize>,
+    text: String,
+}
+
+impl Edit {
+    /// Another name for the model.
+    pub fn model(document: &Document, name: &str) -> Option<Self> {
+        Some(Self { place: document.model_span.clone()?, text: Value::from(name).to_string() })
     }
-    Payload::Buffered(vec![body.slice(..span.start), name.into(), body.slice(span.end..)])
+
+    /// Asks for the usage of a stream whose caller did not; what else the caller wants of the stream stays as it is.
+    pub fn ask_usage(document: &Document) -> Option<Self> {
+        if !document.stream() || document.include_usage() {
+            return None;
+        }
+        let Some(place) = document.stream_options_span.clone() else {
+            let start = document.object_start?;
+            let comma = if document.value.as_object()?.is_empty() { "" } else { "," };
+            return Some(Self { place: start..start, text: format!("\"stream_options\":{ASK_USAGE}{comma}") });
+        };
+        match document.value.get("stream_options")? {
+            Value::Null => Some(Self { place, text: ASK_USAGE.to_owned() }),
+            // Beyond that its strings may be stand-ins, and nobody means it.
+            Value::Object(options) if place.len() <= LARGEST_OPTIONS => {
+                let mut options = options.clone();
+                options.insert("include_usage".into(), true.into());
+                // Had no effect without usage, and would show in every event now.
+                if let Some(continuous) = options.get_mut("continuous_usage_stats") {
+                    *continuous = false.into();
+                }
+                Some(Self { place, text: Value::from(options).to_string() })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The body with some edits, the rest byte for byte as it came. No two edits may touch the same bytes.
+pub fn edited(body: Bytes, mut edits: Vec<Edit>) -> Payload {
+    if edits.is_empty() {
+        return Payload::Buffered(vec![body]);
+    }
+    edits.sort_by_key(|edit| edit.place.start);
+    debug_assert!(edits.is_sorted_by(|a, b| a.place.end <= b.place.start));
+    let mut pieces = Vec::with_capacity(edits.len() * 2 + 1);
+    let mut from = 0;
+    for edit in edits {
+        pieces.push(body.slice(from..edit.place.start));
+        pieces.push(edit.text.into());
+        from = edit.place.end;
+    }
+    pieces.push(body.slice(from..));
+    if body.len() <= SMALL {
+        return Payload::Buffered(vec![pieces.concat().into()]);
+    }
+    pieces.retain(|piece| !piece.is_empty());
+    Payload::Buffered(pieces)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn spliced(body: &str) -> String {
-        let document = Document::parse(body.as_bytes()).unwrap();
-        let payload = with_model(Bytes::copy_from_slice(body.as_bytes()), &document, "a\"b");
+    fn text(payload: Payload) -> String {
         let Payload::Buffered(pieces) = payload else { panic!("buffered") };
         pieces.iter().map(|p| String::from_utf8_lossy(p).into_owned()).collect()
     }
 
+    fn changed(body: &str, edits: impl Fn(&Document) -> Vec<Option<Edit>>) -> String {
+        let document = Document::parse(body.as_bytes()).unwrap();
+        let edits = edits(&document).into_iter().flatten().collect();
+        text(edited(Bytes::copy_from_slice(body.as_bytes()), edits))
+    }
+
+    fn renamed(body: &str) -> String {
+        changed(body, |document| vec![Edit::model(document, "a\"b")])
+    }
+
+    fn asked(body: &str) -> String {
+        changed(body, |document| vec![Edit::ask_usage(document)])
+    }
+
     #[test]
     fn only_the_model_changes() {
-        assert_eq!(spliced(r#"{"x": 1.0, "model" : "old" , "y":[]}"#), r#"{"x": 1.0, "model" : "a\"b" , "y":[]}"#);
+        assert_eq!(renamed(r#"{"x": 1.0, "model" : "old" , "y":[]}"#), r#"{"x": 1.0, "model" : "a\"b" , "y":[]}"#);
         let large = format!(r#"{{"model":"old","y":"{}"}}"#, "z".repeat(SMALL));
-        assert_eq!(spliced(&large), large.replace("\"old\"", r#""a\"b""#));
+        assert_eq!(renamed(&large), large.replace("\"old\"", r#""a\"b""#));
+        assert_eq!(renamed("[1]"), "[1]");
+    }
+
+    #[test]
+    fn usage_is_asked_for_where_the_caller_did_not() {
+        for (body, wanted) in [
+            (
+                r#" { "stream": true, "model": "m"}"#,
+                r#" {"stream_options":{"include_usage":true}, "stream": true, "model": "m"}"#,
+            ),
+            (
+                r#"{"stream":true,"stream_options": null }"#,
+                r#"{"stream":true,"stream_options": {"include_usage":true} }"#,
+            ),
+            (
+                r#"{"stream_options":{"include_usage":false},"stream":true}"#,
+                r#"{"stream_options":{"include_usage":true},"stream":true}"#,
+            ),
+            (
+                r#"{"stream":true,"stream_options":{"include_obfuscation":false,"continuous_usage_stats":true}}"#,
+                r#"{"stream":true,"stream_options":{"continuous_usage_stats":false,"include_obfuscation":false,"include_usage":true}}"#,
+            ),
+        ] {
+            assert_eq!(asked(body), wanted);
+            assert!(Document::parse(wanted.as_bytes()).unwrap().include_usage());
+        }
+        for same in [
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+            r#"{"stream":false}"#,
+            r#"{"stream":true,"stream_options":7}"#,
+            "{}",
+            "[]",
+        ] {
+            assert_eq!(asked(same), same);
+        }
+    }
+
+    #[test]
+    fn edits_go_together_in_any_order() {
+        let small = r#"{"model":"m","stream":true,"y":"z","stream_options":{}}"#.to_owned();
+        let large = small.replace('z', &"z".repeat(SMALL));
+        for body in [small, large] {
+            let wanted = body.replace("\"m\"", "\"n\"").replace("{}", ASK_USAGE);
+            let both = changed(&body, |d| vec![Edit::model(d, "n"), Edit::ask_usage(d)]);
+            let reversed = changed(&body, |d| vec![Edit::ask_usage(d), Edit::model(d, "n")]);
+            assert_eq!((both.as_str(), reversed.as_str()), (wanted.as_str(), wanted.as_str()));
+            assert_eq!(changed(&body, |_| Vec::new()), body);
+        }
+    }
+
+    #[test]
+    fn a_large_body_is_not_copied() {
+        let body = Bytes::from(format!(r#"{{"model":"m","y":"{}"}}"#, "z".repeat(SMALL)));
+        let document = Document::parse(&body).unwrap();
+        let edit = Edit::model(&document, "n").unwrap();
+        let Payload::Buffered(pieces) = edited(body.clone(), vec![edit]) else { panic!("buffered") };
+        assert_eq!(pieces[0].as_ptr(), body.as_ptr());
+        assert_eq!(pieces.len(), 3);
     }
 }

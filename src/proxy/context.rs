@@ -11,6 +11,8 @@ use crate::balance::{Endpoint, Lease};
 use crate::catalogue::{Errors, Format};
 use crate::failure::Failure;
 use crate::ids::{OperationIndex, PoolIndex, RequestId};
+use crate::meter::Meter;
+use crate::quota::{Limiter, Reservation, Standing};
 use crate::record::Trail;
 
 /// One request's state. Set once where it can be; the phases read it.
@@ -27,6 +29,16 @@ pub struct RequestContext {
     pub trail: Trail,
     /// All that later phases need, once it is admitted.
     pub admitted: Option<Admitted>,
+    /// Counts and limits.
+    pub limiter: Arc<Limiter>,
+    /// What its caller's limits have given it.
+    pub reservation: Option<Reservation>,
+    /// How the limits stood when one refused it.
+    pub standings: Vec<Standing>,
+    /// Reads the usage in its answer.
+    pub meter: Option<Meter>,
+    /// Usage was asked for on the caller's behalf.
+    pub withhold_usage: bool,
     /// The endpoint that works on it.
     pub lease: Option<Lease>,
     /// Endpoints that could not be reached.
@@ -55,7 +67,7 @@ pub struct Admitted {
 
 impl RequestContext {
     /// A request that has just arrived.
-    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+    pub fn new(snapshot: Arc<Snapshot>, limiter: Arc<Limiter>) -> Self {
         Self {
             started: Instant::now(),
             snapshot,
@@ -63,6 +75,11 @@ impl RequestContext {
             errors: Errors { format: Format::OpenAi, violation_status: 400 },
             trail: Trail::default(),
             admitted: None,
+            limiter,
+            reservation: None,
+            standings: Vec::new(),
+            meter: None,
+            withhold_usage: false,
             lease: None,
             tried: Vec::new(),
             exchange: None,

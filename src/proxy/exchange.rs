@@ -5,6 +5,7 @@
 //! any size; it holds an answer back until it is known to be no failure, so that labels can stand in its header; and it
 //! ends the request when the backend is silent for too long. A client that leaves is noticed as on the real session.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,12 +21,14 @@ use pingora_core::protocols::http::server::Session as ServerSession;
 use pingora_core::protocols::l4::socket::SocketAddr;
 use pingora_error::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
+use tokio::time::Instant;
 
 use super::body::read_failure;
 use super::clock::Clock;
 use super::judge::Judge;
 use super::respond::into_error;
 use crate::failure::Failure;
+use crate::meter::Form;
 
 /// Largest slice handed on at once, so that an early answer is noticed between slices.
 const SLICE: usize = 256 * 1024;
@@ -53,24 +56,41 @@ impl Payload {
 pub struct Handle {
     slot: Arc<Mutex<Option<Box<ServerSession>>>>,
     verdict: Arc<Mutex<Option<Failure>>>,
+    is_complete: Arc<AtomicBool>,
 }
 
 impl Handle {
+    /// Says that the answer has told all that is wanted of it.
+    pub fn complete(&self) {
+        self.is_complete.store(true, Ordering::Relaxed);
+    }
+
     /// The failure that the judge read in the answer.
     pub fn verdict(&self) -> Option<Failure> {
         self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Puts an exchange in the place of `session`.
-pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, judge: Judge, clock: Clock) -> Handle {
+/// Puts an exchange in the place of `session`. After a client has left a stream, it is read for `drain` more.
+pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, judge: Judge, clock: Clock, drain: Duration) -> Handle {
     let handle = Handle::default();
     let inner = std::mem::replace(session, Box::new(ServerSession::new_custom(Box::new(()))));
     let pieces = match payload {
         Payload::Buffered(pieces) => Some(sliced(pieces)),
         Payload::Streamed => None,
     };
-    let exchange = Exchange { inner: Some(inner), pieces, next: 0, held: None, judge, clock, handle: handle.clone() };
+    let exchange = Exchange {
+        inner: Some(inner),
+        pieces,
+        next: 0,
+        held: None,
+        judge,
+        clock,
+        handle: handle.clone(),
+        drain,
+        is_stream: false,
+        left: None,
+    };
     **session = ServerSession::new_custom(Box::new(exchange));
     handle
 }
@@ -112,6 +132,12 @@ struct Exchange {
     judge: Judge,
     clock: Clock,
     handle: Handle,
+    /// How long a stream is read on for its usage after the client has left.
+    drain: Duration,
+    /// The answer is an event stream that has begun.
+    is_stream: bool,
+    /// The client has left; the stream is read until then.
+    left: Option<Instant>,
 }
 
 impl Drop for Exchange {
@@ -140,6 +166,16 @@ impl Exchange {
 
     fn unsent(&self) -> bool {
         self.single().is_none() && self.pieces.as_ref().is_some_and(|pieces| self.next < pieces.len())
+    }
+
+    /// Whether it is worth reading on when the client leaves now.
+    fn may_drain(&self) -> bool {
+        !self.drain.is_zero() && self.is_stream && !self.handle.is_complete.load(Ordering::Relaxed)
+    }
+
+    /// The client has left: says until when the stream is read on.
+    fn leave(&mut self) -> Instant {
+        *self.left.get_or_insert_with(|| Instant::now() + self.drain)
     }
 
     /// Adds to a held answer; once it is whole, or its bound is reached, judges and sends it.
@@ -191,6 +227,12 @@ impl Exchange {
     }
 }
 
+/// Waits for the end of a drain.
+async fn gone(end: Instant) -> Box<Error> {
+    tokio::time::sleep_until(end).await;
+    into_error(Failure::ClientClosed)
+}
+
 type MessageReader = Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
 
 #[async_trait]
@@ -210,7 +252,11 @@ impl CustomSession for Exchange {
             self.next += 1;
             return Ok(piece);
         }
+        if let Some(end) = self.left {
+            return Err(gone(end).await);
+        }
         let idle = no_body_expected || self.pieces.is_some();
+        let may_drain = self.may_drain();
         let Self { inner: Some(inner), clock, .. } = self else { return Ok(None) };
         if !idle {
             clock.uploading();
@@ -221,11 +267,15 @@ impl CustomSession for Exchange {
                 late = clock.overdue() => Err(into_error(late)),
             };
         }
-        tokio::select! {
+        let left = tokio::select! {
             biased;
             read = inner.read_body_or_idle(true) => read,
-            late = clock.late() => Err(into_error(late)),
+            late = clock.late() => return Err(into_error(late)),
+        };
+        if left.is_ok() || !may_drain {
+            return left;
         }
+        Err(gone(self.leave()).await)
     }
 
     fn is_body_done(&mut self) -> bool {
@@ -268,6 +318,14 @@ impl CustomSession for Exchange {
     // The answer.
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        if self.left.is_some() {
+            self.clock.progress();
+            let is_over = self.handle.is_complete.load(Ordering::Relaxed) || tasks.iter().any(HttpTask::is_end);
+            return if is_over { Err(into_error(Failure::ClientClosed)) } else { Ok(false) };
+        }
+        if let Some(HttpTask::Header(header, _)) = tasks.first() {
+            self.is_stream = header.status.as_u16() / 100 == 2 && Form::of(&header.headers) == Form::Events;
+        }
         let held = match self.held.take() {
             Some(held) => Some(held),
             None => match tasks.first() {
@@ -281,6 +339,10 @@ impl CustomSession for Exchange {
             Some(held) => self.hold(held, tasks).await,
             None => self.inner_mut().response_duplex_vec(tasks).await,
         };
+        if done.is_err() && self.may_drain() {
+            self.leave();
+            return Ok(false);
+        }
         // Counted from here, so that a client that reads slowly is not taken for a silent backend.
         self.clock.progress();
         done

@@ -9,7 +9,7 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::context::RequestContext;
 use super::settings::CorsSettings;
-use super::{exchange, judge};
+use super::{exchange, judge, limits};
 use crate::failure::{Failure, render};
 
 /// An answer made here.
@@ -112,8 +112,9 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
         let withheld =
             server_session.req_header().headers.contains_key(header::EXPECT) && !server_session.is_body_done();
         let reusable = failure.is_refusal() && ctx.admitted.is_none() && !withheld;
-        // What the drain below may take is no load of the endpoint.
+        // What the drain below may take is no load of the endpoint, and no use of the caller's limits.
         ctx.lease = None;
+        limits::settle(ctx);
         match answer(server_session, &failure, ctx, reusable).await {
             Ok(()) if reusable => return FailToProxy { error_code: status, can_reuse_downstream: true },
             // A connection that is closed on a client which still sends is reset, and the answer lost with it.
@@ -153,6 +154,8 @@ async fn answer(session: &mut ServerSession, failure: &Failure, ctx: &RequestCon
         Failure::KeyMissing | Failure::KeyInvalid | Failure::KeyExpired | Failure::KeyDisabled => {
             header.insert_header(header::WWW_AUTHENTICATE, "Bearer realm=\"nimgate\"")?;
         }
+        Failure::Exceeded(exceeded) => limits::advise(&mut header, exceeded)?,
+        Failure::LimitsUnknown | Failure::KeysUnknown => header.insert_header(header::RETRY_AFTER, 1)?,
         _ => {}
     }
     decorate(&mut header, ctx)?;
@@ -184,20 +187,24 @@ pub async fn send(session: &mut Session, ctx: &RequestContext, reply: Reply) -> 
     server_session.write_response_body(body, true).await
 }
 
+/// Headers that scripts in browsers may read.
+const EXPOSED: &str = "x-request-id, x-nimgate-error, x-nimgate-blame, x-nimgate-pool, nvcf-reqid, nvcf-status, \
+                       retry-after, x-should-retry, ratelimit, ratelimit-policy, x-ratelimit-limit-requests, \
+                       x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, \
+                       x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
+
 /// What every answer carries: the request's id, the pool that served it, what browsers need.
 pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()> {
     header.insert_header("x-request-id", ctx.request_id.as_str())?;
     if let Some(pool) = &ctx.trail.pool {
         header.insert_header("x-nimgate-pool", pool.as_str())?;
     }
+    limits::decorate(header, ctx)?;
     if let Some(origin) = &ctx.trail.origin
         && let Some(allowed) = allowed_origin(&ctx.snapshot.cors, origin)
     {
         header.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed)?;
-        header.insert_header(
-            header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            "x-request-id, x-nimgate-error, x-nimgate-blame, x-nimgate-pool, nvcf-reqid, nvcf-status, retry-after",
-        )?;
+        header.insert_header(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED)?;
         if !ctx.snapshot.cors.any_origin {
             header.append_header(header::VARY, "Origin")?;
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 
 use crate::ids::{ApiName, PoolName};
-use crate::{auth, balance, catalogue, route, schema, upstream};
+use crate::{auth, balance, catalogue, quota, route, schema, upstream};
 
 /// Everything that a reload can replace.
 pub struct Settings {
@@ -21,6 +21,21 @@ pub struct Settings {
     pub client: ClientSettings,
     /// CORS.
     pub cors: CorsSettings,
+    /// Limits and prices.
+    pub quota: quota::Settings,
+    /// How usage is found out.
+    pub meter: MeterSettings,
+}
+
+/// How usage is found out.
+#[derive(Clone, Debug)]
+pub struct MeterSettings {
+    /// Whether backends are asked for the usage of streams whose callers did not ask.
+    pub stream_usage: bool,
+    /// After a caller left a stream, how long to go on reading for its usage.
+    pub drain: Duration,
+    /// What money is counted in. Only shown.
+    pub currency: String,
 }
 
 /// Bounds on clients.

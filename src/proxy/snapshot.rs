@@ -5,16 +5,21 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use http::HeaderMap;
 use pingora_core::protocols::tls::CaType;
 use pingora_core::utils::tls::{WrappedX509, parse_x509};
 
 use super::params::{Params, Place};
-use super::settings::{ClientSettings, CorsSettings, PoolSettings, Settings};
-use crate::auth::KeyRing;
+use super::settings::{ClientSettings, CorsSettings, MeterSettings, PoolSettings, Settings};
+use crate::auth::{self, Caller, Denied, KeyRing};
 use crate::balance::{Endpoint, Pool};
 use crate::catalogue::{Body, Catalogue, Operation};
+use crate::failure::Failure;
 use crate::ids::{ApiName, OperationIndex, PoolIndex};
+use crate::quota::{self, Book, Limiter};
 use crate::route::{OperationEntry, PoolEntry, RouteTable};
 use crate::schema::{self, BadSchema, Schema, Validation};
 
@@ -24,8 +29,10 @@ pub struct Snapshot {
     pub generation: u64,
     /// When it was loaded, in Unix seconds.
     pub loaded: i64,
-    /// The keys.
-    pub keys: KeyRing,
+    /// The keys and their limits; changes of the key store replace them.
+    pub callers: ArcSwap<Callers>,
+    /// The keys and limits that the configuration itself has.
+    pub own: Own,
     /// The APIs.
     pub catalogue: Catalogue,
     /// Paths and models.
@@ -36,8 +43,40 @@ pub struct Snapshot {
     pub client: ClientSettings,
     /// CORS.
     pub cors: CorsSettings,
+    /// How usage is found out.
+    pub meter: MeterSettings,
     pub(super) openapi: OnceLock<Bytes>,
     pub(super) docs: OnceLock<Bytes>,
+}
+
+/// Keys and limits as the configuration has them.
+#[derive(Default)]
+pub struct Own {
+    /// The keys.
+    pub keys: Vec<auth::Settings>,
+    /// The limits, prices and estimates.
+    pub quota: quota::Settings,
+}
+
+/// Who may call, and how much.
+#[derive(Default)]
+pub struct Callers {
+    /// The keys.
+    pub keys: KeyRing,
+    /// Their limits.
+    pub book: Book,
+    /// Whether these are all keys that there are.
+    pub is_complete: bool,
+}
+
+impl Callers {
+    /// Finds the caller behind a request. Nobody is unknown before all keys are there.
+    pub fn authenticate(&self, headers: &HeaderMap, now: DateTime<Utc>) -> Result<Arc<Caller>, Failure> {
+        match self.keys.authenticate(headers, now) {
+            Err(Denied::Unknown) if !self.is_complete => Err(Failure::KeysUnknown),
+            found => found.map_err(Failure::from),
+        }
+    }
 }
 
 /// One pool, ready for use.
@@ -64,9 +103,19 @@ pub struct Checks {
 }
 
 impl Snapshot {
-    /// Compiles settings. Endpoints that `previous` has too live on with their load and health.
-    pub fn build(settings: Settings, previous: Option<&Snapshot>) -> Result<Self, String> {
-        let Settings { keys, catalogue, pools, client, cors } = settings;
+    /// Compiles settings, with the keys and limits that they have. Endpoints that `previous` has too live on with their
+    /// load and health, limits with their counts.
+    pub fn build(settings: Settings, limiter: &Limiter, previous: Option<&Snapshot>) -> Result<Self, String> {
+        let snapshot = Self::compile(settings, previous)?;
+        let Own { keys, quota } = &snapshot.own;
+        let callers = Callers { keys: KeyRing::new(keys.clone()), book: limiter.book(quota), is_complete: true };
+        snapshot.callers.store(Arc::new(callers));
+        Ok(snapshot)
+    }
+
+    /// Compiles settings; callers are to be put in.
+    pub fn compile(settings: Settings, previous: Option<&Snapshot>) -> Result<Self, String> {
+        let Settings { keys, catalogue, pools, client, cors, quota, meter } = settings;
         let mut compiled: HashMap<(ApiName, schema::Settings), Arc<HashMap<OperationIndex, Checks>>> = HashMap::new();
         let mut states = Vec::new();
         for settings in pools {
@@ -85,12 +134,14 @@ impl Snapshot {
         Ok(Self {
             generation: previous.map_or(1, |p| p.generation + 1),
             loaded: chrono::Utc::now().timestamp(),
-            keys: KeyRing::new(keys),
+            callers: ArcSwap::from_pointee(Callers::default()),
+            own: Own { keys, quota },
             catalogue,
             routes,
             pools: states,
             client,
             cors,
+            meter,
             openapi: OnceLock::new(),
             docs: OnceLock::new(),
         })
@@ -110,9 +161,9 @@ impl Snapshot {
         &self.pools[index.0]
     }
 
-    /// Whether any pool has an endpoint that takes requests.
+    /// Whether all keys are known and any pool has an endpoint that takes requests.
     pub fn is_ready(&self) -> bool {
-        self.pools.iter().any(|p| p.pool.is_available())
+        self.callers.load().is_complete && self.pools.iter().any(|p| p.pool.is_available())
     }
 
     /// The APIs that pools serve, in the order of their names.

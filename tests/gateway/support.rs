@@ -30,6 +30,7 @@ pub struct Setup {
     pools: String,
     top: String,
     keys: String,
+    accounts: String,
     listener: String,
 }
 
@@ -118,6 +119,13 @@ impl Setup {
         self
     }
 
+    /// Adds top-level YAML of the keys file: `orgs` and `teams`.
+    pub fn accounts(mut self, yaml: &str) -> Self {
+        self.accounts += yaml;
+        self.accounts += "\n";
+        self
+    }
+
     pub async fn start(self) -> Gateway {
         let directory = tempfile::tempdir().unwrap();
         self.start_in(directory).await
@@ -126,7 +134,7 @@ impl Setup {
     /// Starts in a directory that holds files which the configuration names.
     pub async fn start_in(self, directory: TempDir) -> Gateway {
         let (address, admin) = (free_address(), free_address());
-        let keys = format!("keys:\n{}{}", record(KEY, "scopes: ['*']"), self.keys);
+        let keys = format!("{}keys:\n{}{}", self.accounts, record(KEY, "scopes: ['*']"), self.keys);
         std::fs::write(directory.path().join("keys.yaml"), keys).unwrap();
         let config = format!(
             "listeners:\n  - address: {address}\n{}admin: {{address: '{admin}'}}\ncallers: {{keys_file: keys.yaml}}\n\

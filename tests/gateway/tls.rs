@@ -14,7 +14,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::support::*;
 
 /// Writes `NAME.ca`, `NAME.crt` and `NAME.key`, the certificate being for `host`.
-fn certificate(directory: &Path, name: &str, host: &str) {
+pub fn certificate(directory: &Path, name: &str, host: &str) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();

@@ -240,7 +240,8 @@ fn model_names(model: &file::Model) -> Vec<(String, route::ModelEntry)> {
     let backend = model.backend_model.clone().unwrap_or_else(|| model.id.clone());
     let entry = |sent: &String| {
         let backend = (*sent != backend).then(|| backend.clone());
-        (sent.clone(), route::ModelEntry { id: model.id.as_str().into(), backend })
+        let id = model.id.as_str().into();
+        (sent.clone(), route::ModelEntry { id, backend, output_tokens: model.output_tokens })
     };
     std::iter::once(&model.id).chain(&model.aliases).map(entry).collect()
 }

@@ -1,0 +1,279 @@
+//! Counter: how much of one limit this replica has used, and how much it may.
+//!
+//! What Redis has granted is an absolute number for the window: the replica may use so much and no more. Reports are
+//! absolute too, so a lost reply, a repeated one and a Redis that lost its data are all mended by the next report.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::OnOutage;
+use super::limit::Unit;
+use super::window::Window;
+
+/// Demand for this long, in microseconds, is asked for in advance.
+const HORIZON: u64 = 50_000;
+
+/// Who decides whether there is something left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Authority {
+    /// This replica is the only one.
+    Local,
+    /// Redis.
+    Shared,
+    /// Redis is away; so many replicas share the limits.
+    Away(OnOutage, u64),
+}
+
+/// What became of an attempt to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Take {
+    /// Taken, in the window that starts then.
+    Done(u64),
+    /// Redis has to be asked.
+    Short,
+    /// There is not enough left.
+    Refused,
+}
+
+/// One count of one limit.
+pub(super) struct Counter {
+    /// Names it in Redis and in the state file, without its window.
+    pub(super) id: Arc<str>,
+    /// The organisation, percent-encoded: its counters share a slot of Redis Cluster.
+    pub(super) tag: Arc<str>,
+    /// The window's unit; none when it is held, not counted.
+    pub(super) unit: Option<Unit>,
+    /// The amount; a changed limit changes it in place.
+    pub(super) limit: AtomicU64,
+    /// Whether it stands in the list of counters in use.
+    pub(super) is_listed: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    window: Window,
+    /// Used by this replica in this window; of what is held, at this moment.
+    taken: u64,
+    /// Granted to this replica in this window.
+    granted: u64,
+    /// What nobody had been granted, by Redis's last reply.
+    left: u64,
+    /// When Redis replied; 0 for not in this window.
+    looked: u64,
+    /// Taken or asked for since the last report.
+    recent: u64,
+    /// When that was.
+    reported: u64,
+    /// When something was taken last.
+    used: u64,
+}
+
+/// What is told and asked about a counter in one round trip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) window: Window,
+    /// What this replica holds as granted.
+    pub(super) granted: u64,
+    /// Asked for on top, for requests that wait.
+    pub(super) want: u64,
+    /// The smallest of those requests: less than this is no use.
+    pub(super) least: u64,
+    /// Welcome beyond that.
+    pub(super) extra: u64,
+}
+
+impl Counter {
+    pub(super) fn new(id: Arc<str>, tag: Arc<str>, unit: Option<Unit>, limit: u64) -> Self {
+        let state = State {
+            window: if unit.is_none() { Window::ALWAYS } else { Window { start: 0, end: 0 } },
+            taken: 0,
+            granted: 0,
+            left: 0,
+            looked: 0,
+            recent: 0,
+            reported: 0,
+            used: 0,
+        };
+        let limit = AtomicU64::new(limit);
+        Self { id, tag, unit, limit, is_listed: AtomicBool::new(false), state: Mutex::new(state) }
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    fn at(&self, now: u64) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.window.holds(now) {
+            let window = Window::of(self.unit, now);
+            *state = State { window, taken: 0, granted: 0, left: 0, looked: 0, recent: 0, reported: now, used: 0 };
+        }
+        state
+    }
+
+    /// Takes `amount` if it may.
+    pub(super) fn take(&self, now: u64, amount: u64, authority: Authority) -> Take {
+        let limit = self.limit();
+        let mut state = self.at(now);
+        if state.taken.saturating_add(amount) <= state.allowed(limit, authority) {
+            state.taken += amount;
+            state.recent = state.recent.saturating_add(amount);
+            state.used = now;
+            return Take::Done(state.window.start);
+        }
+        match authority {
+            Authority::Shared if amount <= limit && !state.is_known_short(now, amount) => Take::Short,
+            _ => Take::Refused,
+        }
+    }
+
+    /// Whether a lease runs low, so that more should be asked for before somebody waits for it.
+    pub(super) fn runs_low(&self, now: u64) -> bool {
+        let state = self.at(now);
+        let spare = state.granted.saturating_sub(state.taken);
+        state.looked > 0 && state.left > 0 && spare < state.demand(now, HORIZON) / 2
+    }
+
+    /// Gives back what was taken in the window that started at `window`.
+    pub(super) fn give_back(&self, window: u64, amount: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.window.start == window {
+            state.taken = state.taken.saturating_sub(amount);
+        }
+    }
+
+    /// Takes what has been used already, whether or not it was left.
+    pub(super) fn overdraw(&self, now: u64, amount: u64) {
+        let mut state = self.at(now);
+        state.taken = state.taken.saturating_add(amount);
+        state.used = now;
+    }
+
+    /// What is left of the limit, as far as is known here, and the window.
+    pub(super) fn remaining(&self, now: u64, authority: Authority) -> (u64, Window) {
+        let limit = self.limit();
+        let state = self.at(now);
+        let left = match authority {
+            Authority::Shared | Authority::Away(..) if state.looked > 0 => {
+                (state.left + state.granted).saturating_sub(state.taken).min(limit)
+            }
+            _ => limit.saturating_sub(state.taken),
+        };
+        (left, state.window)
+    }
+
+    /// Prepares a report. `want` is what waiting requests need, `least` the least of them. A lease that nobody uses is
+    /// given back; all of it when `is_final`.
+    pub(super) fn report(&self, now: u64, want: u64, least: u64, is_final: bool) -> Report {
+        let mut state = self.at(now);
+        state.granted = state.granted.max(state.taken);
+        let spare = state.granted - state.taken;
+        let soon = state.demand(now, HORIZON);
+        let idle = is_final || now.saturating_sub(state.used) > 2 * HORIZON;
+        let keep = match want {
+            0 if idle || state.is_wanted(self.unit) => 0,
+            0 => spare.min(2 * soon),
+            _ => spare,
+        };
+        state.granted = state.taken + keep;
+        state.recent = state.recent.saturating_add(want);
+        let soon = state.demand(now, HORIZON);
+        let net = want.saturating_sub(keep);
+        let extra = if is_final || idle && want == 0 { 0 } else { soon.saturating_sub(keep.saturating_sub(want)) };
+        Report { window: state.window, granted: state.granted, want: net, least: least.min(net), extra }
+    }
+
+    /// Takes in the reply to a report: what was granted on top, and what nobody has.
+    pub(super) fn granted(&self, report: &Report, now: u64, more: u64, left: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.window.start != report.window.start {
+            return;
+        }
+        state.granted = state.granted.saturating_add(more);
+        state.left = left;
+        state.looked = now.max(1);
+        state.recent = 0;
+        state.reported = now;
+    }
+
+    /// Whether a report is due: something idles, was overdrawn, or is held and was not told for `silence` microseconds.
+    pub(super) fn is_due(&self, now: u64, silence: u64) -> bool {
+        let state = self.at(now);
+        if state.taken == 0 && state.granted == 0 {
+            return false;
+        }
+        let spare = state.granted.saturating_sub(state.taken);
+        let idle = spare > 0 && now.saturating_sub(state.used) > 2 * HORIZON;
+        let surplus = spare.saturating_sub(2 * state.demand(now, HORIZON)) > self.limit() / 50;
+        let wanted = spare > 0 && state.is_wanted(self.unit);
+        let silent = self.unit.is_none() && now.saturating_sub(state.reported) > silence;
+        idle || surplus || wanted || silent || state.taken > state.granted
+    }
+
+    /// Whether it can be left alone until it is used again.
+    pub(super) fn is_resting(&self, now: u64) -> bool {
+        let state = self.at(now);
+        let is_free = state.taken == 0 && state.granted == 0;
+        is_free || (self.unit.is_some() && now.saturating_sub(state.used) > 40 * HORIZON)
+    }
+
+    /// Whether nothing is used or held in the window that `now` lies in.
+    pub(super) fn is_idle(&self, now: u64) -> bool {
+        let state = self.at(now);
+        state.taken == 0 && state.granted == 0
+    }
+
+    /// The start of the window and what was used in it.
+    pub(super) fn used(&self, now: u64) -> (u64, u64) {
+        let state = self.at(now);
+        (state.window.start, state.taken)
+    }
+
+    /// Takes up a count from before a restart.
+    pub(super) fn restore(&self, now: u64, window: u64, taken: u64) {
+        let mut state = self.at(now);
+        if state.window.start == window && self.unit.is_some() {
+            state.taken = state.taken.saturating_add(taken);
+        }
+    }
+}
+
+/// How long a refusal by Redis is believed, in microseconds: of what is held, of a second, of a longer window.
+const BELIEF: [u64; 3] = [10_000, 50_000, 250_000];
+
+impl State {
+    /// How much may be taken in all.
+    fn allowed(&self, limit: u64, authority: Authority) -> u64 {
+        match authority {
+            Authority::Local => limit,
+            Authority::Shared | Authority::Away(OnOutage::Deny, _) => self.granted.min(limit),
+            Authority::Away(OnOutage::LocalShare, replicas) if self.looked > 0 => {
+                self.granted.saturating_add(self.left / replicas.max(1)).min(limit)
+            }
+            Authority::Away(OnOutage::LocalShare, replicas) => self.granted.max(limit / replicas.max(1)),
+            Authority::Away(OnOutage::Allow, _) => u64::MAX,
+        }
+    }
+
+    /// Whether Redis said a moment ago that there is not so much.
+    fn is_known_short(&self, now: u64, amount: u64) -> bool {
+        let belief = match self.window.length() {
+            u64::MAX => BELIEF[0],
+            0..=1_000_000 => BELIEF[1],
+            _ => BELIEF[2],
+        };
+        let spare = self.granted.saturating_sub(self.taken);
+        self.looked > 0 && now.saturating_sub(self.looked) < belief && amount > spare.saturating_add(self.left)
+    }
+
+    /// Whether others may be refused for places that stay empty here.
+    fn is_wanted(&self, unit: Option<Unit>) -> bool {
+        unit.is_none() && self.left == 0
+    }
+
+    /// What is used in `span` microseconds at the present pace.
+    fn demand(&self, now: u64, span: u64) -> u64 {
+        let since = now.saturating_sub(self.reported).max(span);
+        u64::try_from(u128::from(self.recent) * u128::from(span) / u128::from(since)).unwrap_or(u64::MAX)
+    }
+}
