@@ -4,18 +4,26 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::auth::NewKey;
 use crate::config::{self, file};
 use crate::proxy::snapshot::Snapshot;
 use crate::quota::Limiter;
 use crate::server;
 
 mod demo;
+mod groups;
+mod keys;
+mod limit;
+mod remote;
+mod table;
+mod usage;
 
 pub use demo::DEMO_KEY;
+pub use groups::{Orgs, Teams};
+pub use keys::{Keys, NewKeyArgs};
+pub use usage::Usage;
 
 /// The gateway in front of NVIDIA inference: keys, schema validation, routing and blame for NIM and NVCF.
 #[derive(Parser, Debug)]
@@ -44,12 +52,26 @@ pub enum Command {
     },
     /// Serve with simulated NIM, NVCF and Curator backends, and print commands to try.
     Demo(Demo),
-    /// Make and inspect API keys.
+    /// Make API keys, and manage those that a running gateway keeps in Redis.
     Keys {
         /// What to do with keys.
         #[command(subcommand)]
         command: Keys,
     },
+    /// Manage teams and their limits.
+    Teams {
+        /// What to do with teams.
+        #[command(subcommand)]
+        command: Teams,
+    },
+    /// Manage organisations and their limits.
+    Orgs {
+        /// What to do with organisations.
+        #[command(subcommand)]
+        command: Orgs,
+    },
+    /// Show who used what.
+    Usage(Usage),
     /// Print the JSON Schema of the configuration file, for editors.
     Schema {
         /// Of the keys file instead.
@@ -77,39 +99,6 @@ pub struct Demo {
     pub key: String,
 }
 
-/// What to do with keys.
-#[derive(Subcommand, Debug)]
-pub enum Keys {
-    /// Print a new key, once, and the record to put into the keys file.
-    New(NewKeyArgs),
-}
-
-/// What the new key is for.
-#[derive(Args, Debug)]
-pub struct NewKeyArgs {
-    /// The organisation.
-    #[arg(long, default_value = "default")]
-    pub org: String,
-    /// The team.
-    #[arg(long, default_value = "default")]
-    pub team: String,
-    /// What it is for.
-    #[arg(long, default_value = "")]
-    pub name: String,
-    /// A scope that it grants; repeat for more. `*` grants all.
-    #[arg(long = "scope", default_value = "invoke_function")]
-    pub scopes: Vec<String>,
-    /// A model that it may use; repeat for more. None means all.
-    #[arg(long = "model")]
-    pub models: Vec<String>,
-    /// A pool that it may use; repeat for more. None means all.
-    #[arg(long = "pool")]
-    pub pools: Vec<String>,
-    /// When it ends, such as 2027-01-31T00:00:00Z.
-    #[arg(long)]
-    pub expires: Option<chrono::DateTime<chrono::Utc>>,
-}
-
 /// Runs one command. What it has to say goes to `out`; `Ok(false)` means that it found mistakes.
 pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
     match cli.command {
@@ -121,7 +110,10 @@ pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
         }
         Command::Check { config } => return check(&config, &mut out),
         Command::Demo(demo) => demo::run(&demo, out)?,
-        Command::Keys { command: Keys::New(args) } => new_key(&args, &mut out)?,
+        Command::Keys { command } => keys::run(command, &mut out)?,
+        Command::Teams { command } => groups::teams(command, &mut out)?,
+        Command::Orgs { command } => groups::orgs(command, &mut out)?,
+        Command::Usage(usage) => usage::run(&usage, &mut out)?,
         Command::Schema { keys } => {
             let schema = if keys { config::schema::<file::Keys>() } else { config::schema::<file::File>() };
             writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;
@@ -143,29 +135,4 @@ fn check(path: &Path, out: &mut impl Write) -> Result<bool> {
         Err(mistakes) => writeln!(out, "{mistakes}")?,
     }
     Ok(checked.is_ok())
-}
-
-fn new_key(args: &NewKeyArgs, out: &mut impl Write) -> Result<()> {
-    if args.scopes.iter().any(String::is_empty) {
-        bail!("a scope has a name");
-    }
-    let key = NewKey::generate().context("the system gives no random numbers")?;
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let list = |items: &[String]| format!("[{}]", items.iter().map(|i| quoted(i)).collect::<Vec<_>>().join(", "));
-    writeln!(out, "# The key. It is shown this once; hand it to its holder.\n{}\n", key.text)?;
-    writeln!(out, "# The record, for the list `keys` of the keys file:")?;
-    writeln!(out, "  - id: {}\n    sha256: {}", quoted(key.id.as_str()), quoted(&key.hash_text()))?;
-    writeln!(
-        out,
-        "    org: {}\n    team: {}\n    name: {}",
-        quoted(&args.org),
-        quoted(&args.team),
-        quoted(&args.name)
-    )?;
-    writeln!(out, "    scopes: {}", list(&args.scopes))?;
-    writeln!(out, "    models: {}\n    pools: {}", list(&args.models), list(&args.pools))?;
-    if let Some(expires) = args.expires {
-        writeln!(out, "    expires: {}", quoted(&expires.to_rfc3339()))?;
-    }
-    Ok(())
 }

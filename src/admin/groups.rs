@@ -90,10 +90,7 @@ pub(super) async fn put_team(
     put(&state, Subject::Team(org, team), request).await
 }
 
-pub(super) async fn delete_org(
-    Extract(state): Extract<State>,
-    Path(org): Path<String>,
-) -> Result<StatusCode, Problem> {
+pub(super) async fn delete_org(Extract(state): Extract<State>, Path(org): Path<String>) -> Result<StatusCode, Problem> {
     delete(&state, Subject::Org(org)).await
 }
 
@@ -113,7 +110,7 @@ fn show(state: &State, subject: &Subject) -> Result<Value, Problem> {
         Subject::Key(_) => return Err(Problem::missing(subject)),
     };
     if let Some(reason) = roster.broken.get(subject) {
-        return Ok(shown::broken(team.unwrap_or(org), reason));
+        return Ok(shown::broken("name", team.unwrap_or(org), reason));
     }
     let origin = *found.ok_or_else(|| Problem::missing(subject))?;
     let callers = state.snapshot.load().callers.load_full();

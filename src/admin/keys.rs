@@ -73,9 +73,10 @@ pub(super) async fn list(Extract(state): Extract<State>, uri: Uri) -> Result<Jso
         _ => None,
     });
     let fits = |asked: Option<&String>, held: &str| asked.is_none_or(|asked| asked == held);
-    let whole = roster.keys.iter().filter(|(_, (key, _))| {
-        fits(asked.get("org"), &key.org) && fits(asked.get("team"), &key.team)
-    });
+    let whole = roster
+        .keys
+        .iter()
+        .filter(|(_, (key, _))| fits(asked.get("org"), &key.org) && fits(asked.get("team"), &key.team));
     let ids: BTreeSet<&str> = whole.map(|(id, _)| id.as_str()).chain(broken).collect();
     let after = asked.get("after").map_or("", String::as_str);
     let mut rest = ids.into_iter().filter(|id| *id > after);
@@ -85,7 +86,7 @@ pub(super) async fn list(Extract(state): Extract<State>, uri: Uri) -> Result<Jso
         Some((key, origin)) => shown::key(key, *origin, &callers, &state.limiter),
         None => {
             let reason = roster.broken.get(&Subject::Key((*id).to_owned()));
-            shown::broken(id, reason.map_or("", String::as_str))
+            shown::broken("id", id, reason.map_or("", String::as_str))
         }
     };
     Ok(Json(json!({ "keys": page.iter().map(one).collect::<Vec<_>>(), "next": next })))
@@ -103,7 +104,7 @@ fn shown_key(state: &State, id: &str) -> Result<Value, Problem> {
         return Ok(shown::key(key, *origin, &callers, &state.limiter));
     }
     let reason = records.roster.broken.get(&subject).ok_or_else(|| Problem::missing(&subject))?;
-    Ok(shown::broken(id, reason))
+    Ok(shown::broken("id", id, reason))
 }
 
 pub(super) async fn create(Extract(state): Extract<State>, request: Request) -> Result<Response, Problem> {

@@ -41,8 +41,8 @@ pub(super) fn key(settings: &auth::Settings, origin: Origin, callers: &Callers, 
 }
 
 /// A record that can not be used.
-pub(super) fn broken(name: &str, reason: &str) -> Value {
-    json!({ "id": name, "source": word(Origin::Redis), "broken": reason })
+pub(super) fn broken(member: &str, name: &str, reason: &str) -> Value {
+    json!({ member: name, "source": word(Origin::Redis), "broken": reason })
 }
 
 /// An organisation or a team and how its limits stand.
@@ -129,9 +129,8 @@ impl Check<'_> {
         } else {
             ("orgs", self.org.as_ref().map(|org| (org.name.clone(), None)))
         };
-        let is_other = |org: &str, team: Option<&str>| {
-            subject.as_ref().is_none_or(|(o, t)| o != org || t.as_deref() != team)
-        };
+        let is_other =
+            |org: &str, team: Option<&str>| subject.as_ref().is_none_or(|(o, t)| o != org || t.as_deref() != team);
         // The record under test is the first of its kind.
         let orgs = roster.orgs.keys().filter(|org| is_other(org, None));
         let orgs = orgs.map(|org| file::Org { name: org.clone(), limits: Vec::new() });

@@ -376,8 +376,8 @@ impl Courier {
             again.append(&mut desk.waiting);
             desk.waiting = again;
         }
-        if is_news || is_settling {
-            self.report_all();
+        if is_news {
+            self.report_all(Some(&tag));
         }
         self.start(&tag, false, trips);
     }
@@ -433,15 +433,16 @@ impl Courier {
             self.limiter.authority.store(SHARED, Ordering::Relaxed);
         }
         if is_back || is_lost {
-            self.report_all();
+            self.report_all(None);
         }
     }
 
-    /// Puts every counter that holds something up for report.
-    fn report_all(&mut self) {
+    /// Puts every counter that holds something up for report, of one organisation or of all.
+    fn report_all(&mut self, tag: Option<&str>) {
         let now = self.limiter.clock.now();
         let registry = self.limiter.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        for counter in registry.values().filter(|counter| !counter.is_idle(now)) {
+        let is_meant = |counter: &&Arc<Counter>| tag.is_none_or(|tag| *counter.tag == *tag) && !counter.is_idle(now);
+        for counter in registry.values().filter(is_meant) {
             self.desks.entry(Arc::clone(&counter.tag)).or_default().reports.push(Arc::clone(counter));
         }
     }
@@ -551,7 +552,7 @@ impl Courier {
                     || !d.unsent.is_empty()
             })
         };
-        self.report_all();
+        self.report_all(None);
         self.flush(&mut trips);
         let work = async {
             loop {

@@ -32,6 +32,8 @@ pub struct Setup {
     keys: String,
     accounts: String,
     listener: String,
+    admin: String,
+    callers: String,
 }
 
 /// A running gateway; stopped when dropped.
@@ -110,6 +112,18 @@ impl Setup {
     /// Adds YAML of the one listener, such as `tls: {…}`.
     pub fn listener(mut self, yaml: &str) -> Self {
         self.listener += &format!("    {yaml}\n");
+        self
+    }
+
+    /// Wants this token on the admin listener.
+    pub fn admin_token(mut self, token: &str) -> Self {
+        self.admin = token.to_owned();
+        self
+    }
+
+    /// Keeps records of callers in Redis too.
+    pub fn callers_in_redis(mut self) -> Self {
+        self.callers = ", store: redis".to_owned();
         self
     }
 

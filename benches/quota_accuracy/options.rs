@@ -1,0 +1,31 @@
+//! What to measure, and for how long.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Measures how exactly replicas share a limit on requests per second through Redis, and what that costs.
+#[derive(Parser)]
+#[command(name = "cargo bench --bench quota_accuracy --")]
+pub struct Options {
+    /// Whole windows, of a second each, that are measured in each cell.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub seconds: u64,
+    /// Numbers of replicas.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8])]
+    pub replicas: Vec<usize>,
+    /// Limits, in requests per second.
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 10_000],
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub limits: Vec<u64>,
+    /// Milliseconds added to each round trip to Redis.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 2, 10],
+        value_parser = clap::value_parser!(u64).range(0..=200))]
+    pub rtt: Vec<u64>,
+    /// Also write the figures to this file.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Says that cargo runs it as a bench and not as a test.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
