@@ -3,6 +3,7 @@
 //! Allocations are counted too, since the path is to have few; counting them costs some nanoseconds each.
 #![expect(clippy::expect_used, reason = "a bench without its input has nothing to measure")]
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -23,12 +24,19 @@ use nimgate::schema::{self, Document, Schema, UrlInput, Validation, Violation};
 
 #[path = "macro/bodies.rs"]
 mod bodies;
+#[path = "hot_path/quota.rs"]
+mod quota;
+#[path = "macro/redis.rs"]
+mod redis_server;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler<MiMalloc> = AllocProfiler::new(MiMalloc);
 
 fn main() {
     divan::main();
+    for remark in quota::finish() {
+        let _ = writeln!(std::io::stderr(), "{remark}");
+    }
 }
 
 const KIB: usize = 1024;

@@ -20,6 +20,7 @@ mod measure;
 mod options;
 mod passthrough;
 mod process;
+mod redis;
 mod report;
 mod target;
 mod upstream;
@@ -106,6 +107,7 @@ async fn bench(options: &Options) -> Result<()> {
     let memory = memory(&stage);
     writeln!(out, "Peak memory in MiB: {}", in_mib(&memory))?;
     check_log(&stage, &cells, &mut out).await?;
+    check_limits(&stage, &cells, &mut out).await?;
     if let Some(file) = &options.json {
         report::write_json(file, &cells, &setting(options), &Value::Object(memory))?;
     }
@@ -156,6 +158,18 @@ async fn check_log(stage: &Stage, cells: &[Cell], out: &mut impl std::io::Write)
         let logged = stage.logged().await?;
         writeln!(out, "Lines in nimgate's access log: {logged}, for {answered} measured requests")?;
         ensure!(logged * 10 > answered * 9, "nimgate did not record its requests");
+    }
+    Ok(())
+}
+
+/// The figures of a gateway with limits are of one that held them: each request was checked when it began and again when
+/// its tokens were known.
+async fn check_limits(stage: &Stage, cells: &[Cell], out: &mut impl std::io::Write) -> Result<()> {
+    for (target, checks) in stage.checks().await? {
+        let of_target = cells.iter().filter(|c| c.target == target);
+        let answered: usize = of_target.flat_map(|c| &c.samples).map(|s| s.answered).sum();
+        writeln!(out, "Checks of limits by {}: {checks}, for {answered} measured requests", target.name())?;
+        ensure!(checks >= 2.0 * answered as f64, "{} did not check its limits", target.name());
     }
     Ok(())
 }

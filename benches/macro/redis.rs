@@ -20,7 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl RedisServer {
     /// Whether it can be had on this machine.
     pub fn is_installed() -> bool {
-        let version = Command::new("redis-server").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let version =
+            Command::new("redis-server").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         version.is_ok_and(|status| status.success())
     }
 

@@ -31,8 +31,20 @@ struct Row<'a> {
     cpu: Option<f64>,
 }
 
-const HEAD: [&str; 10] =
-    ["workload", "conns", "target", "req/s", "p50 µs", "p99 µs", "CPU µs", "CPU/pingora", "CPU/nginx", "req/s/pingora"];
+const HEAD: [&str; 12] = [
+    "workload",
+    "conns",
+    "target",
+    "req/s",
+    "p50 µs",
+    "p99 µs",
+    "CPU µs",
+    "CPU/pingora",
+    "CPU/nginx",
+    "req/s/pingora",
+    "CPU/nimgate",
+    "req/s/nimgate",
+];
 
 /// The aligned table.
 pub fn table(cells: &[Cell]) -> String {
@@ -95,8 +107,8 @@ impl<'a> Row<'a> {
         Some(self.cpu? / self.beside(rows, target)?.cpu?)
     }
 
-    fn rate_ratio(&self, rows: &[Row<'a>]) -> Option<f64> {
-        Some(self.rate / self.beside(rows, Target::Pingora)?.rate)
+    fn rate_ratio(&self, rows: &[Row<'a>], target: Target) -> Option<f64> {
+        Some(self.rate / self.beside(rows, target)?.rate)
     }
 
     fn texts(&self, rows: &[Row<'a>]) -> Vec<String> {
@@ -111,7 +123,9 @@ impl<'a> Row<'a> {
             self.cpu.map_or_else(|| "-".into(), |cpu| format!("{cpu:.1}")),
             ratio(self.cpu_ratio(rows, Target::Pingora)),
             ratio(self.cpu_ratio(rows, Target::Nginx)),
-            ratio(self.rate_ratio(rows)),
+            ratio(self.rate_ratio(rows, Target::Pingora)),
+            ratio(self.cpu_ratio(rows, Target::Nimgate)),
+            ratio(self.rate_ratio(rows, Target::Nimgate)),
         ]
     }
 
@@ -127,7 +141,9 @@ impl<'a> Row<'a> {
             "cpu_us_per_request": self.cpu,
             "cpu_to_pingora": self.cpu_ratio(rows, Target::Pingora),
             "cpu_to_nginx": self.cpu_ratio(rows, Target::Nginx),
-            "requests_per_second_to_pingora": self.rate_ratio(rows),
+            "requests_per_second_to_pingora": self.rate_ratio(rows, Target::Pingora),
+            "cpu_to_nimgate": self.cpu_ratio(rows, Target::Nimgate),
+            "requests_per_second_to_nimgate": self.rate_ratio(rows, Target::Nimgate),
             "rounds": self.cell.samples.iter().map(sample).collect::<Vec<_>>(),
         })
     }

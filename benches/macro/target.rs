@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nimgate::auth::NewKey;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use crate::bodies;
 use crate::client::Connection;
 use crate::process::Process;
+use crate::redis::RedisServer;
 use crate::workload::Workload;
 
 /// Threads, or worker processes, that every proxy has.
@@ -35,6 +37,10 @@ pub enum Target {
     NimgateUnlogged,
     /// nimgate without access log and validation: what its path costs with the optional parts off.
     NimgatePlain,
+    /// As nimgate, with limits on organisation, team and key that never refuse.
+    NimgateLimits,
+    /// The same limits, shared through Redis.
+    NimgateShared,
 }
 
 /// A target that takes requests.
@@ -54,15 +60,26 @@ pub struct Stage {
     /// The key that nimgate takes.
     pub key: String,
     access_log: PathBuf,
+    /// Where the targets with limits answer for themselves.
+    admins: Vec<(Target, SocketAddr)>,
     // Fields are dropped in this order: the proxies above, what they lean on below.
     _upstream: Process,
+    _redis: Option<RedisServer>,
     _directory: tempfile::TempDir,
 }
 
 impl Target {
     /// All, in the order of the table.
-    pub const ALL: [Self; 6] =
-        [Self::Direct, Self::Pingora, Self::Nginx, Self::Nimgate, Self::NimgateUnlogged, Self::NimgatePlain];
+    pub const ALL: [Self; 8] = [
+        Self::Direct,
+        Self::Pingora,
+        Self::Nginx,
+        Self::Nimgate,
+        Self::NimgateUnlogged,
+        Self::NimgatePlain,
+        Self::NimgateLimits,
+        Self::NimgateShared,
+    ];
 
     /// Its name in the table and for `--only`.
     pub fn name(self) -> &'static str {
@@ -73,17 +90,27 @@ impl Target {
             Self::Nimgate => "nimgate",
             Self::NimgateUnlogged => "nimgate-unlogged",
             Self::NimgatePlain => "nimgate-plain",
+            Self::NimgateLimits => "nimgate-limits",
+            Self::NimgateShared => "nimgate-shared",
         }
     }
 
     /// Measured only when it is named.
     pub fn is_extra(self) -> bool {
-        matches!(self, Self::NimgateUnlogged | Self::NimgatePlain)
+        matches!(self, Self::NimgateUnlogged | Self::NimgatePlain) || self.has_limits()
     }
 
     /// Whether it can be had on this machine.
     pub fn is_installed(self) -> bool {
-        self != Self::Nginx || nginx().is_some()
+        match self {
+            Self::Nginx => nginx().is_some(),
+            Self::NimgateShared => RedisServer::is_installed(),
+            _ => true,
+        }
+    }
+
+    fn has_limits(self) -> bool {
+        matches!(self, Self::NimgateLimits | Self::NimgateShared)
     }
 }
 
@@ -99,7 +126,8 @@ impl Stage {
         let backend = next()?;
         let mut upstream = Process::start("upstream", &mut role("upstream", backend, None)?, path)?;
         await_listener(&mut upstream, backend).await?;
-        let mut running = Vec::new();
+        let redis = targets.contains(&Target::NimgateShared).then(RedisServer::start).transpose()?;
+        let (mut running, mut admins) = (Vec::new(), Vec::new());
         for target in targets {
             let (listen, admin) = (next()?, next()?);
             let mut command = match target {
@@ -109,20 +137,40 @@ impl Stage {
                 }
                 Target::Pingora => role("pingora", listen, Some(backend))?,
                 Target::Nginx => nginx_command(path, listen, backend)?,
-                Target::Nimgate | Target::NimgateUnlogged | Target::NimgatePlain => {
-                    nimgate_command(*target, path, [listen, admin, backend], &key)?
+                _ => {
+                    let redis = redis.as_ref().map(RedisServer::address).filter(|_| *target == Target::NimgateShared);
+                    nimgate_command(*target, path, [listen, admin, backend], redis, &key)?
                 }
             };
+            if target.has_limits() {
+                admins.push((*target, admin));
+            }
             let mut process = Process::start(target.name(), &mut command, path)?;
             await_listener(&mut process, listen).await?;
             running.push(Running { target: *target, address: listen, process: Some(process) });
         }
-        let access_log = path.join(ACCESS_LOG);
-        Ok(Self { targets: running, key: key.text, access_log, _upstream: upstream, _directory: directory })
+        let access_log = path.join(access_log(Target::Nimgate));
+        Ok(Self {
+            targets: running,
+            key: key.text,
+            access_log,
+            admins,
+            _upstream: upstream,
+            _redis: redis,
+            _directory: directory,
+        })
     }
 
     /// Proves that each target does what it is there for: right answers, and from nimgate refusals where they are due.
     pub async fn rehearse(&self, workloads: &[Workload]) -> Result<()> {
+        for (target, admin) in &self.admins {
+            let expected = if *target == Target::NimgateShared { "1" } else { "-1" };
+            let begun = Instant::now();
+            while metrics(*admin, "nimgate_quota_shared").await? != [expected] {
+                ensure!(begun.elapsed() < Duration::from_secs(10), "{} does not share its limits", target.name());
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
         for running in &self.targets {
             for workload in workloads {
                 let answer =
@@ -140,6 +188,16 @@ impl Stage {
         ensure!(status(chat.request(None)).await? == 401, "nimgate takes requests without a key");
         ensure!(status(chat.broken_request(&self.key)).await? == 400, "nimgate takes requests that break the schema");
         Ok(())
+    }
+
+    /// How many checks of limits each target with limits has made.
+    pub async fn checks(&self) -> Result<Vec<(Target, f64)>> {
+        let mut all = Vec::new();
+        for (target, admin) in &self.admins {
+            let counts = metrics(*admin, "nimgate_quota_checks_total").await?;
+            all.push((*target, counts.iter().filter_map(|count| count.parse::<f64>().ok()).sum()));
+        }
+        Ok(all)
     }
 
     /// Lines of nimgate's access log; its writer is given a moment to catch up.
@@ -230,17 +288,47 @@ fn nginx_command(directory: &Path, listen: SocketAddr, upstream: SocketAddr) -> 
     Ok(command)
 }
 
-const ACCESS_LOG: &str = "access.log";
+/// The values of a metric, whatever its labels.
+async fn metrics(admin: SocketAddr, name: &str) -> Result<Vec<String>> {
+    let mut stream = TcpStream::connect(admin).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench.local\r\nconnection: close\r\n\r\n").await?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await?;
+    let lines = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+    Ok(lines.filter_map(|line| Some(line.rsplit_once(' ')?.1.to_owned())).collect())
+}
 
-fn nimgate_command(target: Target, directory: &Path, addresses: [SocketAddr; 3], key: &NewKey) -> Result<Command> {
+fn access_log(target: Target) -> String {
+    format!("{}.log", target.name())
+}
+
+/// Limits of each kind, so large that none refuses.
+const LIMITS: &str = "[{requests: 1000000000, per: second}, {requests: 100000000000, per: minute}, \
+    {total_tokens: 1000000000000, per: minute}, {concurrency: 1000000}, {spend: 5000000, per: month}]";
+/// What makes spend count.
+const PRICES: &str = "prices: [{model: \"*\", input_per_million: 0.2, output_per_million: 0.6}]\n";
+
+fn nimgate_command(
+    target: Target,
+    directory: &Path,
+    addresses: [SocketAddr; 3],
+    redis: Option<SocketAddr>,
+    key: &NewKey,
+) -> Result<Command> {
     let [listen, admin, upstream] = addresses;
-    let log = if target == Target::Nimgate { format!("{{file: {ACCESS_LOG}}}") } else { "\"off\"".to_owned() };
+    let name = target.name();
+    let is_logged = target == Target::Nimgate || target.has_limits();
+    let log = if is_logged { format!("{{file: {}}}", access_log(target)) } else { "\"off\"".to_owned() };
+    // Patient: a busy machine is not an outage.
+    let redis = redis.map_or_else(String::new, |at| format!("redis: {{addresses: [\"{at}\"], timeout_ms: 500}}\n"));
+    let prices = if target.has_limits() { PRICES } else { "" };
     let validation = if target == Target::NimgatePlain { "off" } else { "lenient" };
     let (chat, embedding) = (bodies::CHAT_MODEL, bodies::EMBEDDING_MODEL);
     let config = format!(
         "listeners: [{{address: \"{listen}\"}}]\n\
          admin: {{address: \"{admin}\"}}\n\
-         callers: {{keys_file: keys.yaml}}\n\
+         callers: {{keys_file: {name}-keys.yaml}}\n\
+         {redis}{prices}\
          access_log: {{target: {log}}}\n\
          runtime: {{threads: {THREADS}}}\n\
          pools:\n  \
@@ -257,9 +345,18 @@ fn nimgate_command(target: Target, directory: &Path, addresses: [SocketAddr; 3],
            validation: \"{validation}\"\n    \
            health: {{interval_ms: 5000}}\n"
     );
-    let keys = format!("keys:\n  - id: \"{}\"\n    sha256: {}\n    name: bench\n", key.id, key.hash_text());
-    fs::write(directory.join("keys.yaml"), keys)?;
-    let file = directory.join(format!("{}.yaml", target.name()));
+    let mut keys = String::new();
+    let mut limits = String::new();
+    if target.has_limits() {
+        keys = format!(
+            "orgs:\n  - {{name: default, limits: {LIMITS}}}\n\
+             teams:\n  - {{org: default, name: default, limits: {LIMITS}}}\n"
+        );
+        limits = format!("    limits: {LIMITS}\n");
+    }
+    keys += &format!("keys:\n  - id: \"{}\"\n    sha256: {}\n    name: bench\n{limits}", key.id, key.hash_text());
+    fs::write(directory.join(format!("{name}-keys.yaml")), keys)?;
+    let file = directory.join(format!("{name}.yaml"));
     fs::write(&file, config)?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_nimgate"));
     command.args(["serve", "--config"]).arg(file);

@@ -131,7 +131,8 @@ async fn measure(
     let round_trip = ping(address).await?;
 
     let pace = Pace::of(limit, replicas.len());
-    let offers: Vec<Offer> = replicas.iter().enumerate().map(|(at, r)| Offer::start(r, &pace, at)).collect::<Result<_>>()?;
+    let offers: Vec<Offer> =
+        replicas.iter().enumerate().map(|(at, r)| Offer::start(r, &pace, at)).collect::<Result<_>>()?;
     // The window that has begun is the warm-up; what is counted begins with the next.
     let clock = || replicas[0].now();
     let first = clock() / 1_000_000 + 1;

@@ -110,8 +110,7 @@ fn carry(store: &Store, courier: Courier, stopped: watch::Receiver<bool>) {
 }
 
 fn settings(limit: u64) -> Settings {
-    let limit =
-        Limit { metric: Metric::Requests, amount: limit, unit: Some(Unit::Second), filter: Filter::default() };
+    let limit = Limit { metric: Metric::Requests, amount: limit, unit: Some(Unit::Second), filter: Filter::default() };
     Settings {
         orgs: HashMap::from([("org".to_owned(), vec![limit])]),
         teams: HashMap::new(),

@@ -98,9 +98,7 @@ impl Cell {
 
     fn json(&self) -> Value {
         let (tally, (used, least), (seen, charged)) = (&self.tally, self.tally.used(self.limit), self.tally.largest());
-        let window = |w: &crate::tally::Window| {
-            json!({ "offered": w.offered, "admitted": w.admitted, "refused": w.refused, "charged": w.charged })
-        };
+        let window = |w: &crate::tally::Window| json!({ "offered": w.offered, "admitted": w.admitted, "refused": w.refused, "charged": w.charged });
         json!({
             "replicas": self.replicas,
             "limit_per_second": self.limit,
@@ -198,7 +196,8 @@ pub fn goals(cells: &[Cell]) -> String {
     if let Some(cell) = worst {
         let used = cell.tally.used(cell.limit).0 * 100.0;
         let (limit, rtt) = (cell.limit, cell.rtt);
-        let _ = writeln!(text, "used at 4 replicas: {used:.1} % at worst ({limit}/s, {rtt} ms added); the goal is 97 %");
+        let _ =
+            writeln!(text, "used at 4 replicas: {used:.1} % at worst ({limit}/s, {rtt} ms added); the goal is 97 %");
     }
     let fast = cells.iter().filter(|c| c.limit >= 10_000);
     if let Some(cell) = fast.max_by(|a, b| a.trips_per_check().total_cmp(&b.trips_per_check())) {

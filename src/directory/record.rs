@@ -63,6 +63,7 @@ pub fn encoded(name: &str) -> String {
 
 /// What is stored of a subject.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "lives for one request of the admin API")]
 pub enum Record {
     /// A key.
     Key(file::Key),

@@ -138,10 +138,13 @@ struct Desk {
     sequence: u64,
     born: u64,
     /// Usage that was sent and not confirmed.
-    usage: Option<(u64, Vec<(NaiveDate, Row, Amounts)>)>,
+    usage: Option<(u64, Vec<Entry>)>,
     usage_under_way: bool,
-    unsent: Vec<(NaiveDate, Row, Amounts)>,
+    unsent: Vec<Entry>,
 }
+
+/// A row of usage of a day.
+type Entry = (NaiveDate, Row, Amounts);
 
 struct Waiting {
     charges: Vec<Charge>,
@@ -301,7 +304,7 @@ impl Courier {
     fn done(&mut self, done: Done, trips: &mut Trips) {
         match done {
             Done::Lease(trip) => self.leased(*trip, trips),
-            Done::Presence { sent, link, reply } => self.present(sent, &link, reply),
+            Done::Presence { sent, link, reply } => self.present(sent, &link, &reply),
             Done::Usage { tag, link, reply } => {
                 let confirmed = self.heed(&link, reply.as_ref().err()) && reply.is_ok();
                 if let Some(desk) = self.desks.get_mut(&tag) {
@@ -415,11 +418,11 @@ impl Courier {
         );
     }
 
-    fn present(&mut self, sent: Instant, link: &Link, reply: RedisResult<Vec<u64>>) {
+    fn present(&mut self, sent: Instant, link: &Link, reply: &RedisResult<Vec<u64>>) {
         self.presence.is_under_way = false;
         let is_good = self.heed(link, reply.as_ref().err());
         self.pace(sent, is_good);
-        let Ok([time, count, born]) = reply.as_deref() else { return };
+        let Ok([time, count, born]) = reply.as_ref().map(Vec::as_slice) else { return };
         self.limiter.clock.learn(*time, sent);
         self.limiter.replicas.store((*count).max(self.settings.replicas).max(1), Ordering::Relaxed);
         let is_lost = self.presence.born != 0 && self.presence.born != *born;

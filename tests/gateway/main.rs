@@ -10,6 +10,7 @@
 
 mod support;
 
+mod admin;
 mod balance;
 mod body;
 mod callers;

@@ -239,7 +239,7 @@ async fn break_the_line(limit: usize, on_outage: &str) -> (Tally, Vec<u64>, u64)
 fn above_outside(tally: &Tally, limit: usize, broken: &[u64], most: usize) -> (usize, usize) {
     let in_broken =
         |(from, to): &&(u64, u64)| broken.contains(&(from / 1_000_000)) || broken.contains(&(to / 1_000_000));
-    let (inside, outside): (Vec<_>, Vec<_>) = tally.admitted.iter().partition(|span| in_broken(&span));
+    let (inside, outside): (Vec<_>, Vec<_>) = tally.admitted.iter().partition(|span| in_broken(span));
     (above(&outside, limit), above(&inside, most))
 }
 

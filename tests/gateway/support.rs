@@ -150,10 +150,12 @@ impl Setup {
         let (address, admin) = (free_address(), free_address());
         let keys = format!("{}keys:\n{}{}", self.accounts, record(KEY, "scopes: ['*']"), self.keys);
         std::fs::write(directory.path().join("keys.yaml"), keys).unwrap();
+        let token = if self.admin.is_empty() { "" } else { ", token: {file: admin.token}" };
+        std::fs::write(directory.path().join("admin.token"), &self.admin).unwrap();
         let config = format!(
-            "listeners:\n  - address: {address}\n{}admin: {{address: '{admin}'}}\ncallers: {{keys_file: keys.yaml}}\n\
-             access_log: {{target: {{file: access.log}}}}\nreload: {{interval_ms: 50}}\n{}pools:\n{}",
-            self.listener, self.top, self.pools
+            "listeners:\n  - address: {address}\n{}admin: {{address: '{admin}'{token}}}\n\
+             callers: {{keys_file: keys.yaml{}}}\naccess_log: {{target: {{file: access.log}}}}\nreload: {{interval_ms: 50}}\n{}pools:\n{}",
+            self.listener, self.callers, self.top, self.pools
         );
         std::fs::write(directory.path().join("nimgate.yaml"), config).unwrap();
         let output = std::fs::File::create(directory.path().join("output")).unwrap();
