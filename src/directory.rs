@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use redis::RedisError;
@@ -169,6 +169,7 @@ impl Directory {
 
     async fn take_in(self: &Arc<Self>, head: Head, pairs: Vec<(String, String)>) {
         let directory = Arc::clone(self);
+        let begun = Instant::now();
         let taken = tokio::task::spawn_blocking(move || {
             let state = directory.state.load_full();
             let read = |(field, text): (String, String)| {
@@ -178,8 +179,10 @@ impl Directory {
                 (field, stored)
             };
             let records: BTreeMap<_, _> = pairs.into_iter().map(read).collect();
-            tracing::debug!(version = head.number, records = records.len(), "the records of keys were read");
+            let (version, count) = (head.number, records.len());
             directory.put(Some(head), records);
+            let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(version, records = count, took_ms, "the records of keys are in force");
         });
         if let Err(error) = taken.await {
             tracing::error!(%error, "the records of keys could not be put in force");
