@@ -17,6 +17,7 @@ use crate::ids::{CallerId, ModelId};
 mod clock;
 mod counter;
 pub mod limit;
+mod look;
 pub mod price;
 pub mod shared;
 pub mod state;
@@ -267,7 +268,7 @@ impl Limiter {
                 let known = used.get(&whole).or_else(|| registry.get(&whole)).cloned();
                 let counter =
                     known.unwrap_or_else(|| Arc::new(Counter::new(id, encoded(org).into(), limit.unit, limit.amount)));
-                counter.limit.store(limit.amount, Ordering::Relaxed);
+                counter.set_limit(limit.amount);
                 used.insert(whole, Arc::clone(&counter));
                 let mut name = format!("{}-{}", level.word(), limit.metric.word().replace('_', "-"));
                 if let Some(unit) = limit.unit {

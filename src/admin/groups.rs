@@ -64,14 +64,14 @@ pub(super) async fn list_teams(Extract(state): Extract<State>, uri: Uri) -> Resu
 }
 
 pub(super) async fn show_org(Extract(state): Extract<State>, Path(org): Path<String>) -> Result<Json<Value>, Problem> {
-    show(&state, &Subject::Org(org)).map(Json)
+    show(&state, &Subject::Org(org)).await.map(Json)
 }
 
 pub(super) async fn show_team(
     Extract(state): Extract<State>,
     Path((org, team)): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
-    show(&state, &Subject::Team(org, team)).map(Json)
+    show(&state, &Subject::Team(org, team)).await.map(Json)
 }
 
 pub(super) async fn put_org(
@@ -101,7 +101,7 @@ pub(super) async fn delete_team(
     delete(&state, Subject::Team(org, team)).await
 }
 
-fn show(state: &State, subject: &Subject) -> Result<Value, Problem> {
+async fn show(state: &State, subject: &Subject) -> Result<Value, Problem> {
     let records = state.directory.state();
     let roster = &records.roster;
     let (found, org, team) = match subject {
@@ -114,6 +114,7 @@ fn show(state: &State, subject: &Subject) -> Result<Value, Problem> {
     }
     let origin = *found.ok_or_else(|| Problem::missing(subject))?;
     let callers = state.snapshot.load().callers.load_full();
+    state.look(callers.book.group(org, team)).await;
     Ok(shown::group(org, team, origin, &callers, &state.limiter))
 }
 
@@ -149,7 +150,7 @@ async fn put(state: &State, subject: Subject, request: Request) -> Result<(Statu
     made.await?;
     tracing::info!(%subject, "limits were changed");
     let status = status.into_inner().unwrap_or(StatusCode::OK);
-    Ok((status, Json(show(state, &subject)?)))
+    Ok((status, Json(show(state, &subject).await?)))
 }
 
 fn names(subject: &Subject) -> Vec<(&str, &'static str)> {

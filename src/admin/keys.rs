@@ -93,14 +93,15 @@ pub(super) async fn list(Extract(state): Extract<State>, uri: Uri) -> Result<Jso
 }
 
 pub(super) async fn show(Extract(state): Extract<State>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
-    shown_key(&state, &id).map(Json)
+    shown_key(&state, &id).await.map(Json)
 }
 
-fn shown_key(state: &State, id: &str) -> Result<Value, Problem> {
+async fn shown_key(state: &State, id: &str) -> Result<Value, Problem> {
     let records = state.directory.state();
     let subject = Subject::Key(id.to_owned());
     if let Some((key, origin)) = records.roster.keys.get(id) {
         let callers = state.snapshot.load().callers.load_full();
+        state.look(callers.book.account(&key.id).map(std::convert::AsRef::as_ref)).await;
         return Ok(shown::key(key, *origin, &callers, &state.limiter));
     }
     let reason = records.roster.broken.get(&subject).ok_or_else(|| Problem::missing(&subject))?;
@@ -123,7 +124,7 @@ pub(super) async fn create(Extract(state): Extract<State>, request: Request) -> 
     made.await?;
     tracing::info!(key = %new.id, org = key.org, team = key.team, "a key was created");
     let location = format!("/keys/{}", new.id);
-    let page = json!({ "key": new.text, "record": shown_key(&state, new.id.as_str())? });
+    let page = json!({ "key": new.text, "record": shown_key(&state, new.id.as_str()).await? });
     let headers = [(header::LOCATION, location.as_str()), (header::CACHE_CONTROL, "no-store")];
     Ok((StatusCode::CREATED, headers, Json(page)).into_response())
 }
@@ -149,7 +150,7 @@ pub(super) async fn patch(
     })
     .await?;
     tracing::info!(key = id, changed = touched.join(","), "a key was changed");
-    shown_key(&state, &id).map(Json)
+    shown_key(&state, &id).await.map(Json)
 }
 
 pub(super) async fn put_limits(
@@ -166,7 +167,7 @@ pub(super) async fn put_limits(
     })
     .await?;
     tracing::info!(key = id, "the limits of a key were changed");
-    shown_key(&state, &id).map(Json)
+    shown_key(&state, &id).await.map(Json)
 }
 
 pub(super) async fn rotate(
@@ -185,7 +186,7 @@ pub(super) async fn rotate(
     })
     .await?;
     tracing::info!(key = id, overlap_s, "a key was rotated");
-    let page = json!({ "key": new.text, "record": shown_key(&state, &id)? });
+    let page = json!({ "key": new.text, "record": shown_key(&state, &id).await? });
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(page)).into_response())
 }
 

@@ -89,6 +89,13 @@ fn one(limit: &Limit, standing: &Standing) -> Value {
 }
 
 impl State {
+    /// Learns how limits stand over all replicas.
+    pub(super) async fn look(&self, account: Option<&Account>) {
+        if let (Some(store), Some(account)) = (&self.store, account) {
+            self.limiter.look(store, account).await;
+        }
+    }
+
     /// Refuses to change what is in a file.
     pub(super) fn is_writable(&self, subject: &Subject, roster: &Roster) -> Result<(), Problem> {
         let file = self.keys_file.as_ref().map_or("(none)".into(), |path| path.display().to_string());

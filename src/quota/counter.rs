@@ -102,6 +102,27 @@ impl Counter {
         self.limit.load(Ordering::Relaxed)
     }
 
+    /// Changes the amount. What nobody was granted changes by as much.
+    pub(super) fn set_limit(&self, limit: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.limit.swap(limit, Ordering::Relaxed);
+        state.left =
+            state.left.saturating_add(limit.saturating_sub(before)).saturating_sub(before.saturating_sub(limit));
+    }
+
+    /// The window that `now` lies in.
+    pub(super) fn window(&self, now: u64) -> Window {
+        self.at(now).window
+    }
+
+    /// Takes in that so much was granted to all replicas together, in the window that `now` lies in.
+    pub(super) fn seen(&self, now: u64, granted: u64) {
+        let limit = self.limit();
+        let mut state = self.at(now);
+        state.left = limit.saturating_sub(granted.max(state.granted));
+        state.looked = now.max(1);
+    }
+
     fn at(&self, now: u64) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.window.holds(now) {

@@ -186,7 +186,7 @@ async fn replicas_that_change_one_key_lose_no_change() {
 #[tokio::test]
 async fn a_changed_limit_holds_at_once_and_keeps_what_was_used() {
     let redis = RedisServer::start().await;
-    let (_backend, gateway) = start(&redis).await;
+    let (backend, gateway) = start(&redis).await;
     until_shared(&gateway).await;
     let day = |amount: u64| json!([{ "requests": amount, "per": "day" }]);
     let (id, key) = create(&gateway, json!({ "limits": day(5) })).await;
@@ -213,6 +213,13 @@ async fn a_changed_limit_holds_at_once_and_keeps_what_was_used() {
     let raised = ask(&gateway, "PATCH", &format!("/keys/{id}"), Some(json!({ "limits": day(6) }))).await;
     assert_eq!(raised.json()["limits"][0]["used"], 4);
     assert_eq!(chat_with(&gateway, &key).await, 200);
+
+    let other = replica(&backend, &redis.address().to_string()).start().await;
+    until_shared(&other).await;
+    until("another replica tells what was used here", async || {
+        ask(&other, "GET", &format!("/keys/{id}"), None).await.json()["limits"][0]["used"] == 5
+    })
+    .await;
 }
 
 #[tokio::test]
