@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Stages know ids, std and their own libraries: neither another stage nor what stands above them.
 const STAGES: [&str; 7] = ["auth", "balance", "catalogue", "meter", "route", "schema", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("ids", &[]),
     ("auth", &["ids"]),
     ("balance", &["ids"]),
@@ -25,21 +25,41 @@ const ARROWS: [(&str, &[&str]); 22] = [
     ("upstream", &["ids"]),
     ("store", &[]),
     ("quota", &["ids", "store"]),
-    ("failure", &["ids", "auth", "balance", "catalogue", "route", "schema", "upstream"]),
+    ("failure", &["ids", "auth", "balance", "catalogue", "quota", "route", "schema", "upstream"]),
     ("access_log", &[]),
     ("telemetry", &["ids"]),
-    ("record", &["access_log", "auth", "failure", "ids", "telemetry"]),
-    ("proxy", &["ids", "auth", "balance", "catalogue", "failure", "meter", "record", "route", "schema", "upstream"]),
+    ("record", &["access_log", "auth", "failure", "ids", "quota", "telemetry"]),
+    (
+        "proxy",
+        &["ids", "auth", "balance", "catalogue", "failure", "meter", "quota", "record", "route", "schema", "upstream"],
+    ),
     ("config", &["ids", "auth", "balance", "catalogue", "proxy", "quota", "route", "schema", "store", "upstream"]),
     ("probe", &["balance", "proxy"]),
-    ("reload", &["config", "probe", "proxy", "telemetry"]),
-    ("admin", &["config", "proxy", "reload", "telemetry"]),
-    ("server", &["access_log", "admin", "config", "probe", "proxy", "record", "reload", "telemetry"]),
+    ("directory", &["auth", "config", "proxy", "quota", "store"]),
+    ("reload", &["config", "directory", "probe", "proxy", "quota", "telemetry"]),
+    ("admin", &["auth", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"]),
+    (
+        "server",
+        &[
+            "access_log",
+            "admin",
+            "config",
+            "directory",
+            "probe",
+            "proxy",
+            "quota",
+            "record",
+            "reload",
+            "store",
+            "telemetry",
+        ],
+    ),
     ("sim", &[]),
-    ("cli", &["auth", "config", "proxy", "server", "sim"]),
+    ("cli", &["auth", "config", "directory", "proxy", "quota", "server", "sim"]),
 ];
 /// Libraries and the only modules that may name them.
-const LIBRARIES: [(&str, &[&str]); 6] = [
+const LIBRARIES: [(&str, &[&str]); 7] = [
+    ("redis", &["store", "quota", "directory"]),
     ("pingora", &["proxy", "server", "admin"]),
     ("jsonschema", &["schema", "config"]),
     ("prometheus", &["telemetry", "admin"]),

@@ -261,3 +261,25 @@ async fn limits_of_teams_and_organisations_hold_for_their_keys() {
     assert_eq!(ask(&gateway, "DELETE", "/orgs/a%2Fb", None).await.status, 204);
     assert_eq!(ask(&gateway, "GET", "/orgs/a%2Fb", None).await.status, 404);
 }
+
+#[tokio::test]
+async fn a_cluster_keeps_records_and_tells_how_limits_stand() {
+    let (cluster, backend) = (RedisCluster::start().await, simulator(Kind::Llm).await);
+    let address = cluster.nodes[0].address();
+    let gateway = Gateway::setup()
+        .chat(&[&backend.url()])
+        .admin_token(TOKEN)
+        .callers_in_redis()
+        .top(&format!("redis: {{mode: cluster, addresses: ['{address}'], timeout_ms: 500}}"))
+        .start()
+        .await;
+    until_ready(&gateway).await;
+    until_shared(&gateway).await;
+    let limits = json!([{ "requests": 5, "per": "day" }, { "concurrency": 2 }]);
+    let (id, key) = create(&gateway, json!({ "org": "acme", "limits": limits })).await;
+    assert_eq!(chat_with(&gateway, &key).await, 200);
+    let page = ask(&gateway, "GET", &format!("/keys/{id}"), None).await.json();
+    assert_eq!((&page["limits"][0]["used"], &page["limits"][1]["amount"]), (&1.into(), &2.into()), "{page}");
+    assert_eq!(ask(&gateway, "DELETE", &format!("/keys/{id}"), None).await.status, 204);
+    assert_eq!(chat_fault(&gateway, &key).await, unknown());
+}
