@@ -213,7 +213,7 @@ fn spawn(directory: &Path, sentinel: bool) -> Child {
 }
 
 /// A port below those that the system gives to outgoing connections, so that none takes it while its server is down.
-fn reserve_port() -> u16 {
+pub fn reserve_port() -> u16 {
     static TURN: AtomicU32 = AtomicU32::new(0);
     loop {
         let turn = TURN.fetch_add(1, Ordering::Relaxed);

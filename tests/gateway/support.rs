@@ -183,7 +183,7 @@ pub fn record(key: &str, yaml: &str) -> String {
 
 /// An address that nobody listens on at the moment.
 pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    ([127, 0, 0, 1], crate::redis::reserve_port()).into()
 }
 
 /// Waits until `condition` holds; fails with `what` when it does not in time.
