@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
@@ -19,7 +19,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use port::free_address;
 use tempfile::TempDir;
+
+#[path = "gateway/port.rs"]
+mod port;
 
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nimgate");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -75,7 +79,7 @@ impl Demo {
 
     fn try_start() -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
-        let [listen, admin] = free_addresses()?;
+        let [listen, admin] = [(); 2].map(|()| free_address());
         let log = File::create(directory.path().join("demo.log"))?;
         let mut command = Command::new(GATEWAY);
         command.args(["demo", "--key", KEY, "--listen", &listen.to_string(), "--admin", &admin.to_string()]);
@@ -116,12 +120,6 @@ impl Demo {
             other => Err(format!("the demo did not stop cleanly: {other:?}").into()),
         }
     }
-}
-
-/// Ports that were free a moment ago.
-fn free_addresses() -> io::Result<[SocketAddr; 2]> {
-    let [first, second] = [(); 2].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
-    Ok([first?.local_addr()?, second?.local_addr()?])
 }
 
 fn is_ready(address: SocketAddr) -> io::Result<bool> {

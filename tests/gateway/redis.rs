@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -76,7 +75,7 @@ impl RedisSetup {
     /// A node of a cluster that knows no other node and holds no slots yet.
     pub fn cluster(self) -> Self {
         self.option("cluster-enabled", "yes")
-            .option("cluster-port", &reserve_port().to_string())
+            .option("cluster-port", &free_address().port().to_string())
             .option("cluster-announce-ip", "127.0.0.1")
             .option("cluster-node-timeout", "2000")
     }
@@ -89,7 +88,7 @@ impl RedisSetup {
 
     pub async fn start(self) -> RedisServer {
         let directory = tempfile::tempdir().unwrap();
-        let port = reserve_port();
+        let port = free_address().port();
         std::fs::write(directory.path().join("redis.conf"), self.configuration(directory.path(), port)).unwrap();
         let child = spawn(directory.path(), self.sentinel);
         let mut server = RedisServer { child, directory, port, setup: self };
@@ -210,16 +209,4 @@ fn spawn(directory: &Path, sentinel: bool) -> Child {
     command.current_dir(directory).arg("redis.conf").args(sentinel.then_some("--sentinel"));
     command.stdout(output.try_clone().unwrap()).stderr(output).stdin(Stdio::null());
     command.spawn().unwrap_or_else(|e| panic!("redis-server: {e}; tests/setup.sh installs it"))
-}
-
-/// A port below those that the system gives to outgoing connections, so that none takes it while its server is down.
-pub fn reserve_port() -> u16 {
-    static TURN: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let turn = TURN.fetch_add(1, Ordering::Relaxed);
-        let port = 10_000 + (std::process::id().wrapping_mul(61).wrapping_add(turn) % 20_000) as u16;
-        if std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
 }

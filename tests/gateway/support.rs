@@ -17,6 +17,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use nimgate::sim::{Kind, Settings, Simulator};
+pub use port::free_address;
+
+#[path = "port.rs"]
+mod port;
 
 /// The key of [`Gateway::start`]: every scope, model and pool.
 pub const KEY: &str = "ngk_test_0123456789abcdef";
@@ -179,11 +183,6 @@ pub fn record(key: &str, yaml: &str) -> String {
     let key = NewKey::from_text(key).unwrap();
     let rest: String = yaml.lines().map(|line| format!("    {line}\n")).collect();
     format!("  - id: {:?}\n    sha256: {:?}\n{rest}", key.id.as_str(), key.hash_text())
-}
-
-/// An address that nobody listens on at the moment.
-pub fn free_address() -> SocketAddr {
-    ([127, 0, 0, 1], crate::redis::reserve_port()).into()
 }
 
 /// Waits until `condition` holds; fails with `what` when it does not in time.

@@ -1,6 +1,6 @@
 //! A line between a client and a server that can be slow, stuck, noisy or cut.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+use crate::support::free_address;
 
 /// What a noisy line answers.
 const GARBAGE: &[u8] = b"\xff\xfe no RESP \x00\r\n";
@@ -52,7 +54,7 @@ struct Chunk {
 
 impl Line {
     pub async fn to(server: SocketAddr) -> Self {
-        let address = (Ipv4Addr::LOCALHOST, super::reserve_port()).into();
+        let address = free_address();
         let mut line =
             Self { address, server, conduct: watch::Sender::default(), accepted: Arc::default(), carrier: None };
         line.mend().await;
