@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser as _;
+use port::free_address;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod load;
@@ -23,6 +24,8 @@ mod tally;
 #[expect(dead_code, reason = "tests break the line in more ways")]
 #[expect(clippy::unwrap_used, reason = "written for tests")]
 mod line;
+#[path = "../../tests/gateway/port.rs"]
+mod port;
 #[path = "../macro/redis.rs"]
 mod redis_server;
 
@@ -171,10 +174,4 @@ async fn ping(address: SocketAddr) -> Result<Duration> {
     }
     times.sort_unstable();
     Ok(times[times.len() / 2])
-}
-
-/// A free port for a line.
-fn reserve_port() -> u16 {
-    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0));
-    listener.and_then(|listener| listener.local_addr()).map_or(0, |address| address.port())
 }

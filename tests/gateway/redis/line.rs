@@ -15,8 +15,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::support::free_address;
-
 /// What a noisy line answers.
 const GARBAGE: &[u8] = b"\xff\xfe no RESP \x00\r\n";
 /// How many chunks may be under way in each direction.
@@ -54,7 +52,7 @@ struct Chunk {
 
 impl Line {
     pub async fn to(server: SocketAddr) -> Self {
-        let address = free_address();
+        let address = super::free_address();
         let mut line =
             Self { address, server, conduct: watch::Sender::default(), accepted: Arc::default(), carrier: None };
         line.mend().await;
