@@ -28,6 +28,8 @@ mod port;
 const GATEWAY: &str = env!("CARGO_BIN_EXE_nimgate");
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 const KEY: &str = "ngk_demo_c2VjcmV0LW9mLXRoZS1jbGllbnQtdGVzdHM";
+/// The demo's second key: the same secret, and 2 requests a second.
+const LIMITED: &str = "ngk_demo-limited_c2VjcmV0LW9mLXRoZS1jbGllbnQtdGVzdHM";
 /// Clients are many and cores few.
 const MOST_THREADS: usize = 2;
 const TIME_TO_START: Duration = Duration::from_secs(30);
@@ -278,6 +280,7 @@ fn environment(demo: &Demo, home: &Path) -> Vec<(&'static str, String)> {
         ("JOBS_LOCK", text(&demo.directory.path().join("jobs.lock"))),
         ("NIMGATE_URL", demo.url.clone()),
         ("NIMGATE_KEY", KEY.into()),
+        ("NIMGATE_LIMITED_KEY", LIMITED.into()),
         ("COSMOS_KEY", KEY.into()),
         ("API_KEY", KEY.into()),
     ]

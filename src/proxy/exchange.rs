@@ -335,11 +335,13 @@ impl CustomSession for Exchange {
                 _ => None,
             },
         };
+        // That the backend broke off is no sign of the client.
+        let is_broken = tasks.iter().any(|task| matches!(task, HttpTask::Failed(_)));
         let done = match held {
             Some(held) => self.hold(held, tasks).await,
             None => self.inner_mut().response_duplex_vec(tasks).await,
         };
-        if done.is_err() && self.may_drain() {
+        if done.is_err() && !is_broken && self.may_drain() {
             self.leave();
             return Ok(false);
         }

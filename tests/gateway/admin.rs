@@ -1,5 +1,6 @@
 //! The admin API: keys, teams, organisations and usage, in Redis and in the keys file.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -16,7 +17,8 @@ mod api;
 mod cli;
 mod lost;
 
-const TOKEN: &str = "admin-token-of-the-tests";
+/// The token of [`ask`].
+pub const TOKEN: &str = "admin-token-of-the-tests";
 /// How long a revoked key may go on working elsewhere.
 const EVERYWHERE: Duration = Duration::from_secs(1);
 
@@ -47,8 +49,8 @@ async fn until_shared(gateway: &Gateway) {
     until("limits are shared", async || gateway.admin("/readyz").await.json()["redis"]["limits"] == "shared").await;
 }
 
-/// Asks the admin API.
-async fn ask(gateway: &Gateway, method: &str, path: &str, body: Option<Value>) -> Answer {
+/// Asks the admin API of a gateway whose token is [`TOKEN`].
+pub async fn ask(gateway: &Gateway, method: &str, path: &str, body: Option<Value>) -> Answer {
     let body = body.map(|body| body.to_string()).unwrap_or_default();
     send(gateway, method, path, Some(TOKEN), "application/json", &body).await
 }
@@ -282,4 +284,71 @@ async fn a_cluster_keeps_records_and_tells_how_limits_stand() {
     assert_eq!((&page["limits"][0]["used"], &page["limits"][1]["amount"]), (&1.into(), &2.into()), "{page}");
     assert_eq!(ask(&gateway, "DELETE", &format!("/keys/{id}"), None).await.status, 204);
     assert_eq!(chat_fault(&gateway, &key).await, unknown());
+}
+
+#[tokio::test]
+async fn keys_in_a_cluster_are_made_rotated_and_revoked_at_every_replica() {
+    let (mut cluster, backend) = (RedisCluster::start().await, simulator(Kind::Llm).await);
+    const RECORDS: &str = "nimgate:{keys}:records";
+    let owner = cluster.owner(RECORDS);
+    // Each knows but one node, and not the one that has the records.
+    let replica = async |node: usize| {
+        let address = cluster.nodes[(owner + node) % cluster.nodes.len()].address();
+        let redis = format!("redis: {{mode: cluster, addresses: ['{address}'], timeout_ms: 500}}");
+        let setup = Gateway::setup().chat(&[&backend.url()]).admin_token(TOKEN).callers_in_redis().top(&redis);
+        let gateway = setup.start().await;
+        until_ready(&gateway).await;
+        gateway
+    };
+    let (one, other) = (replica(1).await, replica(2).await);
+    let mut longest = Duration::ZERO;
+    for round in 0..6 {
+        let (id, mut key) = create(&one, json!({ "org": format!("org-{round}") })).await;
+        until("the other knows it", async || chat_with(&other, &key).await == 200).await;
+        let path = format!("/keys/{id}");
+        let rotated = ask(&one, "POST", &format!("{path}/rotate"), Some(json!({ "overlap_s": 600 }))).await;
+        let new = rotated.json()["key"].as_str().unwrap().to_owned();
+        until("the other knows both secrets", async || chat_with(&other, &new).await == 200).await;
+        assert_eq!([chat_with(&one, &key).await, chat_with(&other, &key).await], [200, 200]);
+        let begun = Instant::now();
+        let changed = match round % 3 {
+            0 => ask(&one, "DELETE", &path, None).await,
+            1 => ask(&one, "PATCH", &path, Some(json!({ "disabled": true }))).await,
+            _ => ask(&one, "POST", &format!("{path}/rotate"), Some(json!({ "overlap_s": 0 }))).await,
+        };
+        assert!(changed.status < 300, "{}", changed.text());
+        if round % 3 == 2 {
+            // The secret before is refused as well.
+            assert_eq!(chat_with(&one, &key).await, 401);
+            key = new;
+        }
+        assert_eq!(chat_with(&one, &key).await, 401, "at once where it was made");
+        until("the other refuses it", async || chat_with(&other, &key).await == 401).await;
+        longest = longest.max(begun.elapsed());
+        let status = if round % 3 == 0 { 404 } else { 200 };
+        assert_eq!(ask(&other, "GET", &path, None).await.status, status, "it is shown as it is");
+    }
+    println!("through a cluster, a revoked key was refused after {} ms at most", longest.as_millis());
+    assert!(longest < EVERYWHERE, "{longest:?}");
+    // The node with the records comes back empty: they are written anew, and changes go on.
+    let (_, key) = create(&one, json!({})).await;
+    until("the other knows it", async || chat_with(&other, &key).await == 200).await;
+    let records = |cluster: &RedisCluster| {
+        let all = cluster.nodes[owner].command(&["HGETALL", RECORDS]);
+        let lines: BTreeSet<String> = all.lines().map(str::to_owned).collect();
+        lines
+    };
+    let whole = records(&cluster);
+    cluster.nodes[owner].restart().await;
+    assert_eq!([chat_with(&one, &key).await, chat_with(&other, &key).await], [200, 200]);
+    cluster.until_sound().await;
+    until("the records are back", async || records(&cluster) == whole).await;
+    let mut made = None;
+    until("changes are taken again", async || {
+        let answer = ask(&one, "POST", "/keys", Some(json!({}))).await;
+        made = (answer.status == 201).then(|| answer.json()["key"].as_str().unwrap().to_owned());
+        made.is_some()
+    })
+    .await;
+    until("the other knows the new key", async || chat_with(&other, made.as_ref().unwrap()).await == 200).await;
 }

@@ -261,6 +261,20 @@ async fn a_stream_is_read_on_for_its_usage_where_the_operator_allows_it() {
 }
 
 #[tokio::test]
+async fn a_backend_that_breaks_a_stream_is_told_from_a_caller_who_leaves_it() {
+    let backend = simulator(Kind::Llm).await;
+    for drain in [0, 20_000] {
+        let top = format!("quotas: {{drain_ms: {drain}}}\n");
+        let gateway = limited_with(&backend, "[{output_tokens: 10000, per: day}, {concurrency: 1}]", &top).await;
+        let cut = gateway.chat(true).key(LIMITED).header("x-sim-fault", "cut-after=4").send().await;
+        assert!(cut.text().contains("\"upstream_closed\""), "{drain}: {}", cut.text());
+        let record = gateway.record_of(cut.header("x-request-id")).await;
+        assert_eq!((&record["error"], &record["output_tokens"]), (&json!("upstream_closed"), &json!(3)), "{drain}");
+        until("its place is free", async || chat_once(&gateway).await.status == 200).await;
+    }
+}
+
+#[tokio::test]
 async fn requests_at_a_time_come_back_however_they_end() {
     let backend = simulator(Kind::Llm).await;
     let gateway = limited(&backend, "[{concurrency: 2}]").await;
