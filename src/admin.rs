@@ -30,6 +30,7 @@ mod groups;
 mod keys;
 mod problem;
 mod shown;
+mod site;
 mod usage;
 
 use problem::Problem;
@@ -129,7 +130,12 @@ pub fn router(state: State) -> Router {
 }
 
 async fn require_token(Extract(state): Extract<State>, request: Request, next: Next) -> Response {
-    let Some(token) = &state.token else { return next.run(request).await };
+    let Some(token) = &state.token else {
+        return match site::refuse_others(&request) {
+            Ok(()) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        };
+    };
     let offered = request.headers().get(header::AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
     if offered.is_some_and(|offered| bool::from(offered.ct_eq(token.reveal().as_bytes()))) {
         return next.run(request).await;
@@ -142,12 +148,16 @@ async fn ready(Extract(state): Extract<State>) -> Response {
     let draining = state.draining.load(Ordering::Relaxed);
     let pools: serde_json::Map<String, Value> =
         snapshot.pools.iter().map(|p| (p.settings.name.to_string(), json!(p.pool.is_available()))).collect();
-    let good = snapshot.is_ready() && !draining;
+    let good = snapshot.is_ready() && state.limiter.is_started() && !draining;
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut page = json!({ "ready": good, "draining": draining, "pools": pools });
     if let Some(store) = &state.store {
         let health = store.health();
-        let limits = if state.limiter.is_away() == Some(false) { "shared" } else { "away" };
+        let limits = match state.limiter.is_away() {
+            _ if !state.limiter.is_started() => "starting",
+            Some(false) => "shared",
+            _ => "away",
+        };
         page["redis"] = json!({
             "up": health.is_up,
             "since_s": health.since.as_secs(),

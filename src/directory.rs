@@ -108,7 +108,7 @@ impl Directory {
         let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.state.load();
         let is_complete = self.store.is_none() || state.head.is_some();
-        let (callers, roster) = roster::build(&snapshot, &self.limiter, &state.records, is_complete);
+        let (callers, roster) = roster::build(&snapshot, &self.limiter, &state.records, &state.roster, is_complete);
         snapshot.callers.store(Arc::new(callers));
         self.snapshot.store(Arc::new(snapshot));
         self.state.store(Arc::new(State { head: state.head.clone(), records: state.records.clone(), roster }));
@@ -119,7 +119,8 @@ impl Directory {
         let _building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot.load_full();
         let is_complete = self.store.is_none() || head.is_some();
-        let (callers, roster) = roster::build(&snapshot, &self.limiter, &records, is_complete);
+        let before = self.state.load();
+        let (callers, roster) = roster::build(&snapshot, &self.limiter, &records, &before.roster, is_complete);
         snapshot.callers.store(Arc::new(callers));
         self.state.store(Arc::new(State { head, records, roster }));
     }
@@ -149,17 +150,23 @@ impl Directory {
     async fn look(self: &Arc<Self>, store: &Store, mut link: Link) -> Result<(), String> {
         let shown = wire::show(store, &mut link).await.map_err(|e| heed(store, &link, &e))?;
         let state = self.state.load_full();
-        if let Some(head) = &state.head {
-            if *head == shown.head {
-                return Ok(());
-            }
-            if shown.has_lost(head) {
-                let held = state.records.iter().map(|(field, stored)| (field.as_str(), stored.text.as_str()));
-                let was_missing =
-                    wire::restore(store, &mut link, head, held).await.map_err(|e| heed(store, &link, &e))?;
-                if was_missing {
-                    tracing::warn!(records = state.records.len(), "Redis lost records of keys; they are written back");
-                }
+        if shown.head.is_some() && shown.head == state.head {
+            return Ok(());
+        }
+        // Whoever has read nothing yet has lost nothing; but a version that is none is mended by anybody.
+        let beginning = Head::default();
+        let known = state.head.as_ref().or(shown.head.is_none().then_some(&beginning));
+        if let Some(known) = known.filter(|known| shown.has_lost(known)) {
+            let held = state.records.iter().map(|(field, stored)| (field.as_str(), stored.text.as_str()));
+            let was_missing = wire::restore(store, &mut link, known, held).await.map_err(|e| heed(store, &link, &e))?;
+            let records = state.records.len();
+            match (was_missing, &shown.head) {
+                (false, _) => {}
+                (true, Some(_)) => tracing::warn!(records, "Redis lost records of keys; they are written back"),
+                (true, None) => tracing::warn!(
+                    records,
+                    "the version of the records of keys is none; a new one begins, and what is missing is written back"
+                ),
             }
         }
         let (head, pairs) = wire::load(store, &mut link).await.map_err(|e| heed(store, &link, &e))?;

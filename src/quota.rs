@@ -6,11 +6,11 @@
 //! checks ask nobody; docs/quotas.md tells the rules and their bounds.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ids::{CallerId, ModelId};
 
@@ -207,6 +207,8 @@ pub struct Stats {
 const LOCAL: u8 = 0;
 const SHARED: u8 = 1;
 const AWAY: u8 = 2;
+/// The longest that requests wait for a replica that has just started.
+const LONGEST_START: Duration = Duration::from_secs(5);
 
 /// Counts, grants and refuses.
 pub struct Limiter {
@@ -220,6 +222,13 @@ pub struct Limiter {
     desk: Option<mpsc::Sender<shared::Ask>>,
     /// Longest wait for Redis.
     budget: Duration,
+    /// For how long the places of a replica that is gone stay taken, in microseconds.
+    hold: u64,
+    /// Whether it is known how limits stand: before that, requests wait.
+    started: watch::Sender<bool>,
+    is_started: AtomicBool,
+    /// Organisations whose counts Redis refuses.
+    broken: AtomicU64,
     ledger: Ledger,
     stats: Stats,
 }
@@ -237,10 +246,17 @@ struct Charge {
 impl Limiter {
     /// A limiter for the only replica.
     pub fn local() -> Self {
-        Self::new(LOCAL, OnOutage::Deny, None, Duration::ZERO)
+        Self::new(LOCAL, OnOutage::Deny, None, Duration::ZERO, Duration::ZERO)
     }
 
-    fn new(authority: u8, on_outage: OnOutage, desk: Option<mpsc::Sender<shared::Ask>>, budget: Duration) -> Self {
+    fn new(
+        authority: u8,
+        on_outage: OnOutage,
+        desk: Option<mpsc::Sender<shared::Ask>>,
+        budget: Duration,
+        hold: Duration,
+    ) -> Self {
+        let is_started = authority == LOCAL;
         Self {
             clock: Clock::new(authority == LOCAL),
             authority: AtomicU8::new(authority),
@@ -250,6 +266,10 @@ impl Limiter {
             listed: Mutex::default(),
             desk,
             budget,
+            hold: u64::try_from(hold.as_micros()).unwrap_or(u64::MAX),
+            started: watch::Sender::new(is_started),
+            is_started: AtomicBool::new(is_started),
+            broken: AtomicU64::new(0),
             ledger: Ledger::default(),
             stats: Stats::default(),
         }
@@ -314,6 +334,13 @@ impl Limiter {
         let of_teams =
             teams.iter().map(|((org, team), bounds)| (((*org).to_owned(), Some((*team).to_owned())), group(bounds)));
         let groups = of_orgs.chain(of_teams).collect();
+        // A limit that was taken away may come back while its window lasts or its places are held.
+        let now = self.clock.now();
+        for (id, counter) in registry.drain() {
+            if !counter.is_idle(now) {
+                used.entry(id).or_insert(counter);
+            }
+        }
         *registry = used;
         Book { accounts, groups, prices: Arc::clone(&settings.prices), estimate: settings.estimate }
     }
@@ -322,8 +349,12 @@ impl Limiter {
         match self.authority.load(Ordering::Relaxed) {
             LOCAL => Authority::Local,
             SHARED => Authority::Shared,
-            _ => Authority::Away(self.on_outage, self.replicas.load(Ordering::Relaxed)),
+            _ => self.away(),
         }
+    }
+
+    fn away(&self) -> Authority {
+        Authority::Away(self.on_outage, self.replicas.load(Ordering::Relaxed), self.hold)
     }
 
     /// The time that limits go by, in microseconds since the Unix epoch.
@@ -340,7 +371,18 @@ impl Limiter {
     pub fn is_away(&self) -> Option<bool> {
         match self.authority.load(Ordering::Relaxed) {
             LOCAL => None,
-            authority => Some(authority == AWAY),
+            authority => Some(authority == AWAY || self.broken.load(Ordering::Relaxed) > 0),
+        }
+    }
+
+    /// Whether it is known how limits stand, or known that Redis is away.
+    pub fn is_started(&self) -> bool {
+        self.is_started.load(Ordering::Relaxed)
+    }
+
+    fn start(&self) {
+        if !self.is_started.swap(true, Ordering::Relaxed) {
+            self.started.send_replace(true);
         }
     }
 
@@ -351,6 +393,10 @@ impl Limiter {
 
     /// Begins a request: charges the limits on requests that are for every request. Nothing of the body is known yet.
     pub async fn begin(self: &Arc<Self>, book: &Book, account: &Arc<Account>) -> Result<Reservation, Refused> {
+        if !self.is_started() && !account.levels.iter().all(|bounds| bounds.is_empty()) {
+            let mut started = self.started.subscribe();
+            let _ = tokio::time::timeout(LONGEST_START, started.wait_for(|is_started| *is_started)).await;
+        }
         let mut reservation = Reservation {
             limiter: Arc::clone(self),
             account: Arc::clone(account),
@@ -389,7 +435,7 @@ impl Limiter {
             }
             Err((at, Take::Short)) => self.ask(charges, at).await,
             Err((at, _)) => {
-                let unknown = matches!(authority, Authority::Away(OnOutage::Deny, _));
+                let unknown = matches!(authority, Authority::Away(OnOutage::Deny, ..));
                 Err(if unknown { Denial::Unknown } else { Denial::At(at) })
             }
         }
@@ -423,7 +469,7 @@ impl Limiter {
     /// Asks for more before it is needed.
     fn top_up(&self, charges: &[Charge], now: u64) {
         let Some(desk) = &self.desk else { return };
-        for charge in charges.iter().filter(|c| c.counter.unit.is_some() && c.counter.runs_low(now)) {
+        for charge in charges.iter().filter(|c| c.counter.unit.is_some() && c.counter.calls_for_more(now)) {
             let _ = desk.try_send(shared::Ask::TopUp(Arc::clone(&charge.counter)));
         }
     }
@@ -453,8 +499,7 @@ impl Limiter {
     /// Decides as while Redis is away.
     fn decide_alone(&self, charges: &mut [Charge]) -> Result<(), Denial> {
         self.stats.away.fetch_add(1, Ordering::Relaxed);
-        let authority = Authority::Away(self.on_outage, self.replicas.load(Ordering::Relaxed));
-        match self.take_now(charges, self.clock.now(), authority) {
+        match self.take_now(charges, self.clock.now(), self.away()) {
             Ok(()) => Ok(()),
             Err((at, _)) => Err(if self.on_outage == OnOutage::Deny { Denial::Unknown } else { Denial::At(at) }),
         }

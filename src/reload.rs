@@ -57,8 +57,8 @@ impl Reloader {
                     let _ = answer.send(result);
                 }
                 () = tokio::time::sleep(look), if self.watch.is_some() && self.path.is_some() => {
-                    let now = print(&self.files);
-                    if now != self.seen {
+                    if print(&self.files) != self.seen {
+                        let now = steady(&self.files).await;
                         // The print is taken first: a change while loading is seen next time.
                         self.seen = now;
                         let _ = self.reload(&mut probes).await;
@@ -106,6 +106,25 @@ fn load(path: &Path, directory: &Directory, previous: &Snapshot) -> Result<Loade
     let generation = snapshot.generation;
     directory.put_in_force(snapshot);
     Ok((generation, files, listeners))
+}
+
+/// How long files have to stay as they are before they are read: they may be half written.
+const STEADY_FOR: Duration = Duration::from_millis(100);
+/// Looks at files that go on changing before they are read all the same.
+const MOST_LOOKS: usize = 20;
+
+/// Takes the print of files once they stay as they are.
+async fn steady(files: &[PathBuf]) -> Print {
+    let mut now = print(files);
+    for _ in 0..MOST_LOOKS {
+        tokio::time::sleep(STEADY_FOR).await;
+        let later = print(files);
+        if later == now {
+            break;
+        }
+        now = later;
+    }
+    now
 }
 
 /// Takes the print of files.

@@ -122,7 +122,8 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let parts =
         Parts { reloader, asked, state, socket: admin_socket, ask, ready: Box::new(ready), listeners, background };
     let mut control = background_service("control", Control { parts: Mutex::new(Some(parts)) });
-    control.threads = Some(1);
+    // One may be busy with a page of usage while the other asks Redis for leases.
+    control.threads = Some(2);
     server.add_service(control);
     let shutdown_signal = Box::new(Drain { draining, telemetry, settle, grace, stop, done: Mutex::new(done) });
     server.run(RunArgs { shutdown_signal });

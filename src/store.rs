@@ -4,7 +4,7 @@
 //! are told at once that there is none. Works with Redis 6.2 and newer and with Valkey, alone, behind Sentinel, or as a
 //! Cluster.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,8 @@ pub struct Tls {
 pub struct Link {
     wire: Wire,
     number: u64,
+    /// Something good was heard over it.
+    is_good: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -91,6 +93,8 @@ struct State {
     link: Option<Link>,
     since: Instant,
     reason: String,
+    /// Connecting failed, or the last connection did.
+    has_failed: bool,
 }
 
 /// How Redis is, for the readiness page.
@@ -110,7 +114,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 impl Store {
     /// A store without a connection; [`Self::keep`] makes one.
     pub fn new(settings: Settings) -> Self {
-        let state = State { link: None, since: Instant::now(), reason: "not connected yet".into() };
+        let reason = "not connected yet".into();
+        let state = State { link: None, since: Instant::now(), reason, has_failed: false };
         Self(Arc::new(Inner { settings, state: Mutex::new(state), failed: Notify::new(), made: AtomicU64::new(0) }))
     }
 
@@ -122,7 +127,8 @@ impl Store {
     /// How it is.
     pub fn health(&self) -> Health {
         let state = self.state();
-        Health { is_up: state.link.is_some(), since: state.since.elapsed(), reason: state.reason.clone() }
+        let is_up = state.link.as_ref().is_some_and(|link| link.is_good.load(Ordering::Relaxed));
+        Health { is_up, since: state.since.elapsed(), reason: state.reason.clone() }
     }
 
     /// A key of Redis. All keys with the same tag lie in one slot of a cluster.
@@ -130,14 +136,49 @@ impl Store {
         format!("{}:{{{tag}}}:{rest}", self.0.settings.prefix)
     }
 
+    /// Whether it is a cluster, whose parts lose their data each by itself.
+    pub fn is_cluster(&self) -> bool {
+        self.0.settings.mode == Mode::Cluster
+    }
+
+    /// Whether connecting failed since the last connection.
+    pub fn is_unreachable(&self) -> bool {
+        let state = self.state();
+        state.link.is_none() && state.has_failed
+    }
+
+    /// The longest that a replica takes to come back to a Redis that was away.
+    pub fn longest_return(&self) -> Duration {
+        BACKOFF.1 + self.0.settings.connect_timeout
+    }
+
     /// Says that `link` failed, so that a new one is made.
     pub fn fail(&self, link: &Link, error: &RedisError) {
         let mut state = self.state();
         if state.link.as_ref().is_some_and(|held| held.number == link.number) {
+            let is_good = link.is_good.load(Ordering::Relaxed);
             let reason = describe(error);
-            tracing::warn!(%reason, "Redis is away");
-            *state = State { link: None, since: Instant::now(), reason };
+            if is_good || state.reason != reason {
+                tracing::warn!(%reason, "Redis is away");
+            }
+            let since = if is_good { Instant::now() } else { state.since };
+            *state = State { link: None, since, reason, has_failed: true };
             self.0.failed.notify_one();
+        }
+    }
+
+    /// Says that `link` was answered well: only then is Redis there, and is it connected to again without a wait.
+    pub fn works(&self, link: &Link) {
+        if link.is_good.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut state = self.state();
+        if state.link.as_ref().is_some_and(|held| held.number == link.number)
+            && !link.is_good.swap(true, Ordering::Relaxed)
+        {
+            (state.since, state.has_failed) = (Instant::now(), false);
+            state.reason.clear();
+            tracing::info!("Redis is connected");
         }
     }
 
@@ -151,13 +192,14 @@ impl Store {
         loop {
             match self.connect().await {
                 Ok(wire) => {
-                    wait = BACKOFF.0;
                     let number = self.0.made.fetch_add(1, Ordering::Relaxed) + 1;
-                    let mut link = Link { wire, number };
+                    let is_good = Arc::new(AtomicBool::new(false));
+                    let mut link = Link { wire, number, is_good: Arc::clone(&is_good) };
                     self.advise(&mut link).await;
-                    *self.state() = State { link: Some(link), since: Instant::now(), reason: String::new() };
-                    tracing::info!("Redis is connected");
+                    self.state().link = Some(link);
                     self.0.failed.notified().await;
+                    let was_good = is_good.load(Ordering::Relaxed);
+                    wait = if was_good { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
                 }
                 Err(error) => {
                     let reason = describe(&error);
@@ -166,6 +208,7 @@ impl Store {
                         tracing::warn!(%reason, "Redis can not be reached");
                         state.reason = reason;
                     }
+                    state.has_failed = true;
                     drop(state);
                     wait = (wait * 2).min(BACKOFF.1);
                 }

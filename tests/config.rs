@@ -480,7 +480,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
                 "c.yaml:10:3: quotas.replicas: expected a whole number from 1 to 1000",
                 "c.yaml:11:14: quotas.estimate.bytes_per_token: expected a number from 1 to 16",
                 "c.yaml:11:34: quotas.estimate.output_tokens: expected a whole number from 0 to 10000000",
-                "c.yaml:12:3: quotas.currency: expected text, found none",
+                "c.yaml:12:3: quotas.currency: expected 1 to 16 characters",
                 "c.yaml:13:3: quotas.write_every_ms: expected a whole number from 50 to 60000",
                 "c.yaml:14:3: quotas.usage_days: expected a whole number, found text; write its digits without anything between",
             ],
@@ -642,7 +642,7 @@ fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
             limits(
                 "[{concurrency: 1, models: [m, alias, \"*x\", \"*\"], pools: [b*], operations: [nim-llm/*, nvcf/chat*, \"*\", \"\"]}]",
             ),
-            &["keys.yaml:4:116: keys[0].limits[0].operations[3]: expected text, found none"],
+            &["keys.yaml:4:116: keys[0].limits[0].operations[3]: expected 1 to 200 characters"],
         ),
         (
             "patterns that fit nothing",
@@ -682,9 +682,9 @@ fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
             "names that are none",
             format!("orgs: [{{name: \"\"}}]\nteams: [{{name: {}}}]\nkeys: [{{{good}, org: \"\"}}]\n", "t".repeat(129)),
             &[
-                "keys.yaml:1:9: orgs[0].name: expected text, found none",
-                "keys.yaml:2:10: teams[0].name: expected at most 128 characters",
-                "keys.yaml:3:92: keys[0].org: expected text, found none",
+                "keys.yaml:1:9: orgs[0].name: expected 1 to 128 characters",
+                "keys.yaml:2:10: teams[0].name: expected 1 to 128 characters",
+                "keys.yaml:3:92: keys[0].org: expected 1 to 128 characters",
             ],
         ),
         (
@@ -917,6 +917,52 @@ fn a_new_keys_record_pastes_into_a_keys_file_and_is_its_keys() {
     assert!(!record.contains(key.rsplit('_').next().unwrap()), "the record holds the secret");
     let another = stdout(&nimgate(&["keys", "new"]).output().unwrap());
     assert!(!another.contains(key), "two keys are the same");
+}
+
+#[test]
+fn no_record_is_printed_that_no_keys_file_may_have() {
+    let long = "x".repeat(129);
+    for (option, value, wanted) in [
+        ("--org", "", "--org: expected 1 to 128 characters"),
+        ("--team", "", "--team: expected 1 to 128 characters"),
+        ("--org", &long, "--org: expected 1 to 128 characters"),
+        ("--team", &long, "--team: expected 1 to 128 characters"),
+        ("--org", "a\u{7}", "--org: expected a name without control characters"),
+        ("--team", "a\nb", "--team: expected a name without control characters"),
+        ("--scope", "", "a scope has a name"),
+        ("--model", "", "a model has a name"),
+        ("--pool", "", "a pool has a name"),
+    ] {
+        let output = nimgate(&["keys", "new", option, value]).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains(wanted), "{option} {value:?}: {told}");
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{option} {value:?}");
+    }
+}
+
+#[test]
+fn a_limit_on_spend_wants_a_price() {
+    let pool = "pools:\n  - {name: a, api: nim-llm, models: [{id: m/one}, {id: m/two}], endpoints: [{url: http://127.0.0.1:1}]}\n";
+    let hash = "00".repeat(32);
+    let reason = "no price is for any model that this limit fits, so nothing would ever count";
+    for (prices, models, is_good) in [
+        ("", "[]", false),
+        ("", "[\"*\"]", false),
+        ("prices: [{model: m/two, per_request: 1}]", "[m/one]", false),
+        ("prices: [{model: m/two, per_request: 1}]", "[m/one, m/t*]", true),
+        ("prices: [{model: \"*one\", per_request: 1}]", "[\"m/*\"]", true),
+        ("prices: [{model: \"*\", per_request: 0}]", "[]", true),
+    ] {
+        let files = Files::new(&format!("{HEAD}{pool}{prices}\n"));
+        let limits = format!("[{{spend: 1, per: day, models: {models}}}]");
+        files.write("keys.yaml", &format!("keys:\n  - id: k\n    sha256: \"{hash}\"\n    limits: {limits}\n"));
+        let wanted = if is_good {
+            "c.yaml: ok, 1 pools, 1 keys".to_owned()
+        } else {
+            format!("keys.yaml:4:15: keys[0].limits[0].spend: {reason}")
+        };
+        assert_eq!(files.check(), [wanted], "{prices} {models}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! Limits: what a check costs that asks nobody, and what compiling the limits of a large organisation costs.
+//! Limits: what a check costs that asks nobody or Redis, and what loading the limits of a large organisation costs.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
 use futures_util::FutureExt as _;
+use nimgate::config;
 use nimgate::ids::{CallerId, ModelId, PoolName};
+use nimgate::proxy::snapshot::Snapshot;
 use nimgate::quota::limit::{Asked, Filter, Limit, Metric, Unit};
 use nimgate::quota::price::Used;
 use nimgate::quota::shared::{self, Courier};
@@ -226,15 +229,35 @@ fn leased(bencher: Bencher<'_, '_>, count: usize, size: Size) {
     while begun.elapsed() < Duration::from_millis(500) {
         check();
     }
+    measure(&sharing, &format!("leased, {count} limits, {size:?}"), bencher, check);
+}
+
+/// Benches a check, and remarks how often it waited and what all threads spent on it: the courier's are not in its time.
+fn measure(sharing: &Sharing, name: &str, bencher: Bencher<'_, '_>, mut check: impl FnMut()) {
     let stats = sharing.limiter.stats();
     let counts = || [&stats.local, &stats.waited, &stats.round_trips].map(|count| count.load(Ordering::Relaxed));
-    let before = counts();
-    bencher.bench_local(check);
+    let (before, cpu, mut checks) = (counts(), cpu(), 0_u32);
+    bencher.bench_local(|| {
+        checks += 1;
+        check();
+    });
+    let spent = (self::cpu() - cpu).as_secs_f64() * 1e6 / f64::from(checks.max(1));
     let [local, waited, trips] = std::array::from_fn(|at| counts()[at] - before[at]);
     let remark = format!(
-        "leased, {count} limits, {size:?}: {local} steps asked nobody, {waited} waited, {trips} round trips besides"
+        "{name}: {checks} checks, {spent:.2} CPU-µs each with all of its threads; {local} steps asked nobody, \
+         {waited} waited; {trips} round trips"
     );
     REMARKS.lock().unwrap_or_else(PoisonError::into_inner).push(remark);
+}
+
+/// Time on a CPU of all threads.
+fn cpu() -> Duration {
+    let threads = std::fs::read_dir("/proc/self/task").expect("the threads");
+    let nanos = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        stat.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(threads.filter_map(nanos).sum())
 }
 
 /// As [`check_local`], with limits shared through Redis and leases that suffice.
@@ -247,6 +270,55 @@ fn check_leased(bencher: Bencher<'_, '_>, limits: usize) {
 #[divan::bench(args = SIZES, min_time = 1)]
 fn check_leased_among(bencher: Bencher<'_, '_>, size: Size) {
     leased(bencher, 9, size);
+}
+
+/// The first check of each key: nothing is leased yet, so that each waits for a round trip.
+#[divan::bench(sample_count = 5000, sample_size = 1)]
+fn check_round_trip(bencher: Bencher<'_, '_>) {
+    let Some(sharing) = Sharing::start() else { return };
+    let settings = settings(1, Size::TenThousandKeysOfThousandTeams);
+    let checked = Checked::new(Arc::clone(&sharing.limiter), &settings, settings.keys.len());
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let mut at = 0;
+    measure(&sharing, "round trip, 1 limit", bencher, || {
+        at += 1;
+        assert!(runtime.block_on(checked.check(at)), "a check failed");
+    });
+}
+
+/// Loads a configuration whose keys file holds everybody, up to what requests are checked against.
+#[divan::bench(args = SIZES, sample_count = 10, sample_size = 1)]
+fn load(bencher: Bencher<'_, '_>, size: Size) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = directory.path().join("nimgate.yaml");
+    std::fs::write(&config, CONFIG).expect("the configuration is written");
+    std::fs::write(directory.path().join("keys.yaml"), keys_file(size)).expect("the keys are written");
+    bencher.bench_local(|| {
+        let settings = config::load(&config).expect("the configuration loads").proxy;
+        Snapshot::build(settings, &Limiter::local(), None).expect("the configuration compiles")
+    });
+}
+
+const CONFIG: &str = "callers: {keys_file: keys.yaml}\n\
+    pools: [{name: chat, api: nim-llm, models: [{id: m}], endpoints: [{url: \"http://127.0.0.1:1\"}]}]\n";
+
+/// Three limits stand on the organisation, on each team and on each key.
+fn keys_file(size: Size) -> String {
+    const LIMITS: &str = "[{requests: 10, per: second}, {total_tokens: 1000000, per: day}, {concurrency: 10}]";
+    let (keys, teams) = size.keys_and_teams();
+    let mut text = format!("orgs:\n  - {{name: {ORG}, limits: {LIMITS}}}\nteams:\n");
+    for at in 0..teams {
+        let _ = writeln!(text, "  - {{org: {ORG}, name: team-{at}, limits: {LIMITS}}}");
+    }
+    text += "keys:\n";
+    for at in 0..keys {
+        let (id, team) = (format!("{:012x}", at * 0x9e37_79b9), at % teams);
+        let _ = writeln!(
+            text,
+            "  - {{id: \"{id}\", sha256: \"{at:064x}\", org: {ORG}, team: team-{team}, limits: {LIMITS}}}"
+        );
+    }
+    text
 }
 
 /// Compiles the limits of everybody, as each change of one does; nine limits stand over each key.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow};
 use futures_util::poll;
 use nimgate::ids::{ModelId, PoolName};
 use nimgate::quota::limit::Asked;
-use nimgate::quota::{Book, Limiter, Most, Refused};
+use nimgate::quota::{Book, Limiter, Most, Refused, Reservation};
 use tokio::runtime;
 use tokio::task::JoinSet;
 
@@ -61,6 +61,22 @@ impl Pace {
         Self(Arc::new(Shared { total, rates, is_over: AtomicBool::new(false) }))
     }
 
+    /// A replica at random, by what each is offered.
+    pub fn pick(&self) -> usize {
+        let mut left = fastrand::f64() * self.0.total;
+        (0..self.0.rates.len())
+            .find(|at| {
+                left -= self.rate(*at);
+                left < 0.0
+            })
+            .unwrap_or_default()
+    }
+
+    /// Whether all load is to end.
+    pub fn is_over(&self) -> bool {
+        self.0.is_over.load(Ordering::Relaxed)
+    }
+
     /// Moves load between the replicas until that time.
     pub async fn vary_until(&self, time: u64, clock: &impl Fn() -> u64) {
         loop {
@@ -70,6 +86,14 @@ impl Pace {
             }
             self.vary();
             tokio::time::sleep(left.min(Duration::from_millis(fastrand::u64(150..500)))).await;
+        }
+    }
+
+    /// Moves load between the replicas until it ends.
+    pub async fn vary_always(&self) {
+        while !self.is_over() {
+            self.vary();
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(150..500))).await;
         }
     }
 
@@ -112,9 +136,15 @@ impl Offer {
 /// Requests arrive independently of each other. Timers tick by the millisecond, so those of one come together.
 async fn offer(limiter: &Arc<Limiter>, book: &Arc<Book>, pace: &Pace, at: usize) -> Result<Vec<Check>> {
     let (mut checks, mut waiting) = (Vec::new(), JoinSet::new());
-    let mut next = Instant::now();
-    while !pace.0.is_over.load(Ordering::Relaxed) {
+    let gap = |rate: f64| Duration::from_secs_f64(-(1.0 - fastrand::f64()).ln() / rate);
+    let (mut next, mut rate) = (Instant::now(), pace.rate(at));
+    while !pace.is_over() {
         let now = Instant::now();
+        if rate != pace.rate(at) {
+            // Arrivals do not know of each other: the next may be drawn anew.
+            rate = pace.rate(at);
+            next = now + gap(rate);
+        }
         while next <= now {
             let mut check = Box::pin(check(Arc::clone(limiter), Arc::clone(book)));
             let (from, begun) = (limiter.now(), Instant::now());
@@ -131,7 +161,7 @@ async fn offer(limiter: &Arc<Limiter>, book: &Arc<Book>, pace: &Pace, at: usize)
                     });
                 }
             }
-            next += Duration::from_secs_f64(-(1.0 - fastrand::f64()).ln() / pace.rate(at));
+            next += gap(rate);
         }
         while let Some(done) = waiting.try_join_next() {
             checks.push(done??);
@@ -146,18 +176,23 @@ async fn offer(limiter: &Arc<Limiter>, book: &Arc<Book>, pace: &Pace, at: usize)
     Ok(checks)
 }
 
-/// All that a request asks of its limits.
 async fn check(limiter: Arc<Limiter>, book: Arc<Book>) -> Result<Ending> {
-    let account = book.account(&KEY.into()).context("the account")?;
-    let (pool, model) = (PoolName::from("chat"), ModelId::from("model"));
-    let asked = Asked { model: Some(&model), pool: &pool, api: "nim-llm", operation: "create_chat_completion" };
-    let reserved = match limiter.begin(&book, account).await {
-        Ok(mut reservation) => reservation.reserve(&asked, Most::default()).await,
-        Err(refused) => Err(refused),
-    };
-    Ok(match reserved {
-        Ok(()) => Ending::Admitted,
+    Ok(match reserve(&limiter, &book).await? {
+        Ok(_) => Ending::Admitted,
         Err(Refused::Exceeded(_)) => Ending::Refused,
         Err(Refused::Unknown) => Ending::Unknown,
     })
+}
+
+/// All that a request asks of its limits before it runs.
+pub async fn reserve(limiter: &Arc<Limiter>, book: &Book) -> Result<Result<Reservation, Refused>> {
+    let account = book.account(&KEY.into()).context("the account")?;
+    let (pool, model) = (PoolName::from("chat"), ModelId::from("model"));
+    let asked = Asked { model: Some(&model), pool: &pool, api: "nim-llm", operation: "create_chat_completion" };
+    let mut reservation = match limiter.begin(book, account).await {
+        Ok(reservation) => reservation,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let reserved = reservation.reserve(&asked, Most::default()).await;
+    Ok(reserved.map(|()| reservation))
 }

@@ -1,23 +1,24 @@
 //! Accuracy of shared limits: how much of a limit do so many replicas let through, never more than it allows, and what
 //! does that cost in round trips to Redis?
 //!
-//! `cargo bench --bench quota_accuracy [-- --seconds 3 --replicas 1,4 --limits 100 --rtt 0,10 --json FILE]`; what is
-//! measured and how stands in docs/benchmarks.md. Needs `redis-server`; all of it runs on loopback and ends by itself.
+//! `cargo bench --bench quota_accuracy [-- --seconds 3 --replicas 1,4 --limits 100 --rtt 0,10 --places 100 --json FILE]`;
+//! what is measured and how stands in docs/benchmarks.md. Needs `redis-server`; all of it runs on loopback and ends by itself.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use port::free_address;
 use tokio::signal::unix::{SignalKind, signal};
 
 mod load;
 mod options;
+mod places;
 mod replica;
 mod report;
+mod stage;
 mod tally;
 
 #[path = "../../tests/gateway/redis/line.rs"]
@@ -29,19 +30,16 @@ mod port;
 #[path = "../macro/redis.rs"]
 mod redis_server;
 
-use self::line::Line;
 use self::load::{Offer, Pace};
 use self::options::Options;
 use self::redis_server::RedisServer;
-use self::replica::Replica;
 use self::report::{Cell, Costs};
+use self::stage::{Setting, Stage};
 
 // The same as nimgate's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Longest time until all replicas share and know of each other.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Whole windows are measured; so much more is offered, so that the first and the last are whole.
 const MARGIN: Duration = Duration::from_millis(60);
 
@@ -82,56 +80,37 @@ async fn bench(options: &Options) -> Result<()> {
         writeln!(out, "A debug build: its figures of time mean nothing.")?;
     }
     let server = RedisServer::start()?;
-    let cells = options.replicas.len() * options.limits.len() * options.rtt.len();
-    writeln!(out, "{cells} cells of {} windows: about {} s", options.seconds, cells as u64 * (options.seconds + 2))?;
+    let windows = options.settings(&options.limits, &options.replicas);
+    let seconds = windows.len() as u64 * (options.seconds + 2);
+    writeln!(out, "{} cells of {} windows: about {seconds} s", windows.len(), options.seconds)?;
     writeln!(out, "{}", report::head())?;
-    let mut done = Vec::new();
-    for limit in &options.limits {
-        for rtt in &options.rtt {
-            for replicas in &options.replicas {
-                let cell = measure(&server, done.len(), *replicas, *limit, *rtt, options.seconds);
-                let cell = cell.await.with_context(|| format!("{replicas} replicas, {limit} per second, {rtt} ms"))?;
-                writeln!(out, "{}", report::row(&cell))?;
-                done.push(cell);
-            }
-        }
+    let mut cells = Vec::new();
+    for setting in windows {
+        let cell = measure(setting, &server, options.seconds).await.with_context(|| setting.to_string())?;
+        writeln!(out, "{}", report::row(&cell))?;
+        cells.push(cell);
     }
-    writeln!(out, "\n{}", report::goals(&done))?;
+    let held = options.settings(&options.places, &options.place_replicas);
+    writeln!(out, "\n{} cells of held places: about {} s", held.len(), held.len() as u64 * (options.seconds + 2))?;
+    writeln!(out, "{}", places::head())?;
+    let mut places = Vec::new();
+    for setting in held {
+        let measured = places::measure(setting, &server, options).await.with_context(|| setting.to_string())?;
+        writeln!(out, "{}", measured.row())?;
+        places.push(measured);
+    }
+    writeln!(out, "\n{}{}", report::goals(&cells), places::goals(&places))?;
     if let Some(file) = &options.json {
-        report::write_json(file, options, &done)?;
+        report::write_json(file, options, &cells, &places)?;
     }
     Ok(())
 }
 
 /// One cell: its replicas start, share, are offered too much, and stop.
-async fn measure(
-    server: &RedisServer,
-    number: usize,
-    replicas: usize,
-    limit: u64,
-    rtt: u64,
-    windows: u64,
-) -> Result<Cell> {
-    // Without added delay there is no line at all.
-    let line = match rtt {
-        0 => None,
-        _ => {
-            let line = Line::to(server.address()).await;
-            line.delay(Duration::from_micros(rtt * 500));
-            Some(line)
-        }
-    };
-    let address = line.as_ref().map_or(server.address(), Line::address);
-    let mut redis = connect(server.address()).await?;
-    let prefix = format!("accuracy{number}");
-    let replicas: Vec<Replica> =
-        (0..replicas).map(|_| Replica::start(address, &prefix, limit)).collect::<Result<_>>()?;
-    let begun = Instant::now();
-    while replicas.iter().any(|r| !r.is_sharing(replicas.len())) {
-        ensure!(begun.elapsed() < PATIENCE, "the replicas do not share");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let round_trip = ping(address).await?;
+async fn measure(setting: Setting, server: &RedisServer, windows: u64) -> Result<Cell> {
+    let Setting { limit, rtt, .. } = setting;
+    let mut stage = Stage::set(setting, server, replica::per_second(limit)).await?;
+    let Stage { replicas, redis, prefix, .. } = &mut stage;
 
     let pace = Pace::of(limit, replicas.len());
     let offers: Vec<Offer> =
@@ -140,38 +119,18 @@ async fn measure(
     let clock = || replicas[0].now();
     let first = clock() / 1_000_000 + 1;
     pace.vary_until(first * 1_000_000, &clock).await;
-    let before = Costs::read(&replicas, &mut redis).await?;
+    let before = Costs::read(replicas, redis).await?;
     pace.vary_until((first + windows) * 1_000_000, &clock).await;
-    let after = Costs::read(&replicas, &mut redis).await?;
+    let after = Costs::read(replicas, redis).await?;
     tokio::time::sleep(MARGIN).await;
     pace.stop();
     let mut checks = Vec::new();
     for offer in offers {
         checks.extend(offer.finish()?);
     }
-    let charged = replica::charged(&mut redis, &prefix).await?;
-    // Together, as each says goodbye to Redis.
-    replicas.iter().for_each(Replica::stop);
-    let size = replicas.len();
-    replicas.into_iter().try_for_each(Replica::join)?;
+    let charged = replica::charged(redis, prefix).await?;
     let tally = tally::count(&checks, limit, first..first + windows, &charged);
-    Ok(Cell { replicas: size, limit, rtt, round_trip, tally, costs: after.since(&before) })
-}
-
-async fn connect(address: SocketAddr) -> Result<redis::aio::MultiplexedConnection> {
-    let client = redis::Client::open(format!("redis://{address}"))?;
-    Ok(client.get_multiplexed_async_connection().await?)
-}
-
-/// The median time of a round trip, as the replicas have it.
-async fn ping(address: SocketAddr) -> Result<Duration> {
-    let mut redis = connect(address).await?;
-    let mut times = Vec::new();
-    for _ in 0..9 {
-        let begun = Instant::now();
-        redis::cmd("PING").query_async::<String>(&mut redis).await?;
-        times.push(begun.elapsed());
-    }
-    times.sort_unstable();
-    Ok(times[times.len() / 2])
+    let (replicas, round_trip) = (setting.replicas, stage.round_trip);
+    stage.strike()?;
+    Ok(Cell { replicas, limit, rtt, round_trip, tally, costs: after.since(&before) })
 }

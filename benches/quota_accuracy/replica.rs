@@ -32,8 +32,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts one that shares a limit on requests per second.
-    pub fn start(redis: SocketAddr, prefix: &str, limit: u64) -> Result<Self> {
+    /// Starts one that shares a limit.
+    pub fn start(redis: SocketAddr, prefix: &str, limit: Limit) -> Result<Self> {
         let sharing = shared::Settings {
             on_outage: OnOutage::Deny,
             // Far above any hiccup of a busy machine: what is late is not to count as an outage.
@@ -109,8 +109,17 @@ fn carry(store: &Store, courier: Courier, stopped: watch::Receiver<bool>) {
     });
 }
 
-fn settings(limit: u64) -> Settings {
-    let limit = Limit { metric: Metric::Requests, amount: limit, unit: Some(Unit::Second), filter: Filter::default() };
+/// A limit on requests per second.
+pub fn per_second(amount: u64) -> Limit {
+    Limit { metric: Metric::Requests, amount, unit: Some(Unit::Second), filter: Filter::default() }
+}
+
+/// A limit on requests at a time.
+pub fn at_a_time(amount: u64) -> Limit {
+    Limit { metric: Metric::Concurrency, amount, unit: None, filter: Filter::default() }
+}
+
+fn settings(limit: Limit) -> Settings {
     Settings {
         orgs: HashMap::from([("org".to_owned(), vec![limit])]),
         teams: HashMap::new(),
@@ -130,4 +139,17 @@ pub async fn charged(redis: &mut MultiplexedConnection, prefix: &str) -> Result<
         sums.insert(second, sum.unwrap_or(0));
     }
     Ok(sums)
+}
+
+/// How many places Redis has given away.
+pub async fn held(redis: &mut MultiplexedConnection, key: &str) -> Result<u64> {
+    let entries: Vec<String> = redis::cmd("HVALS").arg(key).query_async(redis).await?;
+    let count = |entry: &String| entry.split(' ').next().and_then(|count| count.parse::<u64>().ok());
+    Ok(entries.iter().filter_map(count).sum())
+}
+
+/// The key of the only limit on concurrency.
+pub async fn held_key(redis: &mut MultiplexedConnection, prefix: &str) -> Result<String> {
+    let keys: Vec<String> = redis::cmd("KEYS").arg(format!("{prefix}:*:h:*")).query_async(redis).await?;
+    keys.into_iter().next().context("nothing is held")
 }

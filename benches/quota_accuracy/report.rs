@@ -11,6 +11,7 @@ use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 
 use crate::options::Options;
+use crate::places::Places;
 use crate::replica::Replica;
 use crate::tally::Tally;
 
@@ -188,6 +189,9 @@ fn line(fields: [String; COLUMNS.len()]) -> String {
 /// The goals, and how the cells stand to them.
 pub fn goals(cells: &[Cell]) -> String {
     let mut text = String::new();
+    if cells.is_empty() {
+        return text;
+    }
     let above: u64 = cells.iter().map(|c| c.tally.above + c.tally.uncharged).sum();
     let beyond = cells.iter().filter(|c| c.tally.largest().1 > c.limit).count();
     let _ = writeln!(text, "above the limit: {above} requests, {beyond} windows in Redis; the goal is 0");
@@ -213,7 +217,7 @@ pub fn goals(cells: &[Cell]) -> String {
 }
 
 /// Writes all of it to a file.
-pub fn write_json(file: &Path, options: &Options, cells: &[Cell]) -> Result<()> {
+pub fn write_json(file: &Path, options: &Options, cells: &[Cell], places: &[Places]) -> Result<()> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let setting = json!({
         "seconds": options.seconds,
@@ -221,7 +225,9 @@ pub fn write_json(file: &Path, options: &Options, cells: &[Cell]) -> Result<()> 
         "kernel": kernel.trim(),
         "debug_build": cfg!(debug_assertions),
     });
-    let value = json!({ "setting": setting, "cells": cells.iter().map(Cell::json).collect::<Vec<_>>() });
+    let (cells, places): (Vec<_>, Vec<_>) =
+        (cells.iter().map(Cell::json).collect(), places.iter().map(Places::json).collect());
+    let value = json!({ "setting": setting, "cells": cells, "places": places });
     fs::write(file, format!("{value:#}\n")).with_context(|| format!("writing {}", file.display()))
 }
 

@@ -52,8 +52,11 @@ impl Window {
 impl Tally {
     /// The share of what could have been admitted that was: mean and least over the windows.
     pub fn used(&self, limit: u64) -> (f64, f64) {
-        let shares: Vec<f64> =
-            self.windows.iter().map(|w| w.admitted as f64 / w.offered.min(limit).max(1) as f64).collect();
+        let shares: Vec<f64> = self
+            .windows
+            .iter()
+            .map(|w| w.admitted as f64 / w.offered.max(w.admitted).min(limit).max(1) as f64)
+            .collect();
         let mean = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
         (mean, shares.into_iter().fold(f64::INFINITY, f64::min))
     }

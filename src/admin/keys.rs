@@ -13,11 +13,12 @@ use serde_json::{Map, Value, json};
 
 use super::State;
 use super::groups::Limits;
-use super::problem::{Problem, fit, page_size, query, read};
+use super::problem::{Problem, fit, page_size, query, read, read_if_any};
 use super::shown::{self, Check};
 use crate::auth::NewKey;
 use crate::config::{Form, file};
 use crate::directory::{self, Record, Subject, compact};
+use crate::proxy::snapshot::Callers;
 
 /// What may be said about a key.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -82,14 +83,8 @@ pub(super) async fn list(Extract(state): Extract<State>, uri: Uri) -> Result<Jso
     let mut rest = ids.into_iter().filter(|id| *id > after);
     let page: Vec<&str> = rest.by_ref().take(size).collect();
     let next = rest.next().and(page.last());
-    let one = |id: &&str| match roster.keys.get(*id) {
-        Some((key, origin)) => shown::key(key, *origin, &callers, &state.limiter),
-        None => {
-            let reason = roster.broken.get(&Subject::Key((*id).to_owned()));
-            shown::broken("id", id, reason.map_or("", String::as_str))
-        }
-    };
-    Ok(Json(json!({ "keys": page.iter().map(one).collect::<Vec<_>>(), "next": next })))
+    let one = |id: &&str| page_of(&state, roster, &callers, id);
+    Ok(Json(json!({ "keys": page.iter().filter_map(one).collect::<Vec<_>>(), "next": next })))
 }
 
 pub(super) async fn show(Extract(state): Extract<State>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
@@ -98,14 +93,23 @@ pub(super) async fn show(Extract(state): Extract<State>, Path(id): Path<String>)
 
 async fn shown_key(state: &State, id: &str) -> Result<Value, Problem> {
     let records = state.directory.state();
-    let subject = Subject::Key(id.to_owned());
-    if let Some((key, origin)) = records.roster.keys.get(id) {
-        let callers = state.snapshot.load().callers.load_full();
+    let callers = state.snapshot.load().callers.load_full();
+    if let Some((key, _)) = records.roster.keys.get(id) {
         state.look(callers.book.account(&key.id).map(std::convert::AsRef::as_ref)).await;
-        return Ok(shown::key(key, *origin, &callers, &state.limiter));
     }
-    let reason = records.roster.broken.get(&subject).ok_or_else(|| Problem::missing(&subject))?;
-    Ok(shown::broken("id", id, reason))
+    let page = page_of(state, &records.roster, &callers, id);
+    page.ok_or_else(|| Problem::missing(&Subject::Key(id.to_owned())))
+}
+
+/// A key as far as it can be understood, and why it does not work.
+fn page_of(state: &State, roster: &directory::Roster, callers: &Callers, id: &str) -> Option<Value> {
+    let reason = roster.broken.get(&Subject::Key(id.to_owned()));
+    let Some((key, origin)) = roster.keys.get(id) else { return reason.map(|reason| shown::broken("id", id, reason)) };
+    let mut page = shown::key(key, *origin, callers, &state.limiter);
+    if let Some(reason) = reason {
+        page["broken"] = reason.as_str().into();
+    }
+    Some(page)
 }
 
 pub(super) async fn create(Extract(state): Extract<State>, request: Request) -> Result<Response, Problem> {
@@ -175,7 +179,7 @@ pub(super) async fn rotate(
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Rotation { overlap_s } = fit(&ROTATION, read(request).await?)?;
+    let Rotation { overlap_s } = fit(&ROTATION, read_if_any(request).await?)?;
     let new = NewKey::renewed(&id).map_err(Problem::internal)?;
     let until = Utc::now() + Duration::seconds(overlap_s.into());
     edit(&state, &id, false, |key, _| {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use axum::body::Bytes;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Json, Response};
@@ -95,12 +96,9 @@ pub(super) async fn read(request: Request) -> Result<Value, Problem> {
     let declared = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let kind = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if kind != "application/json" && kind != "application/merge-patch+json" {
-        let error = "expected a body of the type application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, error));
+        return Err(undeclared());
     }
-    let body = axum::body::to_bytes(request.into_body(), LONGEST).await.map_err(|_| {
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("expected a body of at most {LONGEST} bytes, sent whole"))
-    })?;
+    let body = whole(request).await?;
     if body.trim_ascii().is_empty() {
         return Ok(json!({}));
     }
@@ -110,6 +108,24 @@ pub(super) async fn read(request: Request) -> Result<Value, Problem> {
         Problem::new(StatusCode::BAD_REQUEST, error)
     })?;
     if value.is_object() { Ok(value) } else { Err(Problem::new(StatusCode::BAD_REQUEST, "expected a JSON object")) }
+}
+
+/// Reads a body that may be left out, and then is declared as nothing.
+pub(super) async fn read_if_any(request: Request) -> Result<Value, Problem> {
+    if request.headers().contains_key(header::CONTENT_TYPE) {
+        return read(request).await;
+    }
+    if whole(request).await?.is_empty() { Ok(json!({})) } else { Err(undeclared()) }
+}
+
+fn undeclared() -> Problem {
+    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "expected a body of the type application/json")
+}
+
+async fn whole(request: Request) -> Result<Bytes, Problem> {
+    axum::body::to_bytes(request.into_body(), LONGEST).await.map_err(|_| {
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("expected a body of at most {LONGEST} bytes, sent whole"))
+    })
 }
 
 /// Takes what fits a form.

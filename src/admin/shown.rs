@@ -149,6 +149,7 @@ impl Check<'_> {
             keys: self.key.into_iter().collect(),
         };
         let prefix = format!("/{kind}/0");
+        let whose = whose(&records);
         let mut findings = callers(records, &roster.known).findings;
         findings.retain_mut(|finding| {
             let Some(rest) = finding.pointer.strip_prefix(&prefix).map(str::to_owned) else { return false };
@@ -158,9 +159,39 @@ impl Check<'_> {
             let member = rest.split('/').nth(1).unwrap_or_default();
             let is_touched = self.touched.is_none_or(|touched| touched.iter().any(|t| t == member));
             let counts = is_touched || !finding.is_dangling;
+            if finding.is_dangling
+                && let Some(way) = whose.as_ref().and_then(|whose| way_out(&rest, kind == "keys", whose))
+            {
+                finding.reason += &way;
+            }
             finding.pointer = rest;
             counts
         });
         Problem::findings(StatusCode::UNPROCESSABLE_ENTITY, &findings).map_or(Ok(()), Err)
+    }
+}
+
+/// The organisation and the team that the record under test names.
+fn whose(records: &file::Keys) -> Option<(String, String)> {
+    let key = records.keys.first().map(|key| (key.org.clone(), key.team.clone()));
+    key.or_else(|| records.teams.first().map(|team| (team.org.clone(), team.name.clone())))
+}
+
+/// What to do where an organisation or a team is not listed, ready to be pasted.
+fn way_out(place: &str, is_key: bool, (org, team): &(String, String)) -> Option<String> {
+    let quoted = |name: &str| {
+        let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
+        if is_plain { name.to_owned() } else { format!("'{}'", name.replace('\'', r"'\''")) }
+    };
+    match place {
+        "/org" => {
+            let option = if is_key { " (--org)" } else { "" };
+            Some(format!("; list it (`nimgate orgs set {} --no-limits`) or name another{option}", quoted(org)))
+        }
+        "/team" => {
+            let whole = quoted(&format!("{org}/{team}"));
+            Some(format!("; list it (`nimgate teams set {whole} --no-limits`) or name another (--team)"))
+        }
+        _ => None,
     }
 }

@@ -7,19 +7,29 @@ use std::sync::Arc;
 use axum::extract::State as Extract;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Json, Response};
-use chrono::{NaiveDate, Utc};
+use chrono::{Days, NaiveDate, Utc};
+use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 
 use super::State;
 use super::problem::{Problem, query};
 use crate::quota::price::units;
 use crate::quota::shared::read_usage;
 use crate::quota::usage::{Amounts, Row, Table};
+use crate::store::Store;
 
 /// The most days that one answer covers.
 const DAYS: i64 = 400;
 /// The most rows that one answer has.
 const ROWS: usize = 100_000;
+
+/// How many readings from Redis run at once.
+const AT_ONCE: usize = 16;
+/// The most days that one of them covers.
+const LONGEST: usize = 25;
+/// How many sums are made at a time; others wait for their turn.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 /// What usage is summed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,55 +117,102 @@ impl Asked {
     }
 }
 
-pub(super) async fn show(Extract(state): Extract<State>, uri: Uri) -> Result<Response, Problem> {
-    let asked = Asked::read(&uri)?;
-    let mut sums: BTreeMap<Vec<Arc<str>>, Amounts> = BTreeMap::new();
-    let mut total = Amounts::default();
-    let mut add = |table: Table| {
+/// What was used, summed as asked.
+struct Sums {
+    asked: Asked,
+    /// The most groups.
+    most: usize,
+    groups: BTreeMap<Vec<Arc<str>>, Amounts>,
+    total: Amounts,
+}
+
+impl Sums {
+    fn new(asked: Asked, most: usize) -> Self {
+        Self { asked, most, groups: BTreeMap::new(), total: Amounts::default() }
+    }
+
+    /// Adds what fits, and ends as soon as there are too many groups.
+    fn add(&mut self, table: &Table) -> Result<(), Problem> {
         for (day, rows) in table {
-            for (row, amounts) in rows.iter().filter(|(row, _)| asked.fits(day, row)) {
-                let group = asked.by.iter().map(|by| by.of(day, row)).collect();
-                sums.entry(group).or_default().add(amounts);
-                total.add(amounts);
+            for (row, amounts) in rows.iter().filter(|(row, _)| self.asked.fits(*day, row)) {
+                let group = self.asked.by.iter().map(|by| by.of(*day, row)).collect();
+                self.groups.entry(group).or_default().add(amounts);
+                self.total.add(amounts);
+                if self.groups.len() > self.most {
+                    let error = format!("these are more than {} rows; ask for fewer days, or sum by less", self.most);
+                    return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error));
+                }
             }
         }
-        if sums.len() > ROWS {
-            let error = format!("these are more than {ROWS} rows; ask for fewer days, or sum by less");
-            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error));
-        }
         Ok(())
-    };
-    if let Some(store) = &state.store {
-        for org in orgs(&state, &asked) {
-            let table = read_usage(store, &org, asked.from, asked.to).await;
-            add(table.map_err(|reason| {
+    }
+
+    /// Adds what Redis has of organisations, several readings at once.
+    async fn read(&mut self, store: &Store, orgs: &BTreeSet<String>) -> Result<(), Problem> {
+        let days = days(&self.asked, orgs.len());
+        let pieces = orgs.iter().flat_map(|org| days.iter().map(move |days| (org, *days)));
+        let readings = pieces.map(|(org, (first, last))| read_usage(store, org, first, last));
+        let mut tables = stream::iter(readings).buffer_unordered(AT_ONCE);
+        while let Some(table) = tables.next().await {
+            let unread = |reason| {
                 let error = format!("usage can not be read: {reason}");
                 Problem::new(StatusCode::SERVICE_UNAVAILABLE, error)
-            })?)?;
+            };
+            self.add(&table.map_err(unread)?)?;
         }
+        Ok(())
     }
-    // After Redis: what is still here now was not there yet, so nothing counts twice.
-    add(state.limiter.ledger().read(asked.from, asked.to))?;
-    let currency = state.snapshot.load().meter.currency.clone();
-    if asked.is_csv {
-        let disposition = format!("attachment; filename=\"usage-{}-{}.csv\"", asked.from, asked.to);
-        let headers =
-            [(header::CONTENT_TYPE, "text/csv; charset=utf-8"), (header::CONTENT_DISPOSITION, disposition.as_str())];
-        return Ok((headers, csv(&asked.by, &sums, &currency)).into_response());
+
+    fn answer(&self, currency: &str) -> Response {
+        let Asked { from, to, by, is_csv, .. } = &self.asked;
+        if *is_csv {
+            let disposition = format!("attachment; filename=\"usage-{from}-{to}.csv\"");
+            let kind = "text/csv; charset=utf-8";
+            let headers = [(header::CONTENT_TYPE, kind), (header::CONTENT_DISPOSITION, disposition.as_str())];
+            return (headers, csv(by, &self.groups, currency)).into_response();
+        }
+        let rows = self.groups.iter().map(|(group, amounts)| {
+            let names = by.iter().zip(group).map(|(by, name)| (by.word().to_owned(), json!(&**name)));
+            Value::Object(names.chain(shown(amounts)).collect())
+        });
+        Json(json!({
+            "from": from.to_string(),
+            "to": to.to_string(),
+            "by": by.iter().map(|by| by.word()).collect::<Vec<_>>(),
+            "currency": currency,
+            "rows": rows.collect::<Vec<_>>(),
+            "total": Value::Object(shown(&self.total)),
+        }))
+        .into_response()
     }
-    let rows = sums.iter().map(|(group, amounts)| {
-        let names = asked.by.iter().zip(group).map(|(by, name)| (by.word().to_owned(), json!(&**name)));
-        Value::Object(names.chain(shown(amounts)).collect())
+}
+
+/// The days as ranges, so many that all readings that may run at once have something to do.
+fn days(asked: &Asked, orgs: usize) -> Vec<(NaiveDate, NaiveDate)> {
+    let all = asked.to.signed_duration_since(asked.from).num_days().unsigned_abs() as usize + 1;
+    let length = (all * orgs).div_ceil(AT_ONCE).clamp(1, LONGEST);
+    let firsts = asked.from.iter_days().take(all).step_by(length);
+    firsts.map(|first| (first, asked.to.min(first + Days::new(length as u64 - 1)))).collect()
+}
+
+pub(super) async fn show(Extract(state): Extract<State>, uri: Uri) -> Result<Response, Problem> {
+    let asked = Asked::read(&uri)?;
+    let turn = TURNS.acquire().await.map_err(Problem::internal)?;
+    let runtime = tokio::runtime::Handle::current();
+    // Health checks and changes of keys run on the thread of this task: it must not be held up by long sums.
+    let summed = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        let orgs = orgs(&state, &asked);
+        let mut sums = Sums::new(asked, ROWS);
+        if let Some(store) = &state.store {
+            runtime.block_on(sums.read(store, &orgs))?;
+        }
+        // After Redis: what is still here now was not there yet, so nothing counts twice.
+        let kept = state.limiter.ledger().read(sums.asked.from, sums.asked.to);
+        sums.add(&kept)?;
+        Ok(sums.answer(&state.snapshot.load().meter.currency))
     });
-    Ok(Json(json!({
-        "from": asked.from.to_string(),
-        "to": asked.to.to_string(),
-        "by": asked.by.iter().map(|by| by.word()).collect::<Vec<_>>(),
-        "currency": currency,
-        "rows": rows.collect::<Vec<_>>(),
-        "total": Value::Object(shown(&total)),
-    }))
-    .into_response())
+    summed.await.map_err(Problem::internal)?
 }
 
 /// The organisations whose usage is asked for: the one named, or all that are known.
@@ -220,6 +277,39 @@ mod tests {
             ("a\r\nb", "\"a\r\nb\""),
         ] {
             assert_eq!(cell(text), wanted);
+        }
+    }
+
+    #[test]
+    fn sums_end_as_soon_as_they_have_too_many_rows() {
+        let asked = |query: &str| Asked::read(&format!("/usage?{query}").parse().unwrap()).unwrap();
+        let day = NaiveDate::from_ymd_opt(2027, 1, 31).unwrap();
+        let row = |key: u32| Row { org: "o".into(), team: "t".into(), key: key.to_string().into(), model: "m".into() };
+        let one = Amounts { requests: 1, ..Amounts::default() };
+        let table = Table::from([(day, (0..1000).map(|key| (row(key), one)).collect())]);
+        let mut sums = Sums::new(asked("by=key&team=t"), 10);
+        assert!(sums.add(&table).is_err());
+        assert_eq!((sums.groups.len(), sums.total.requests), (11, 11), "within one table");
+        let mut sums = Sums::new(asked("by=team"), 10);
+        assert!(sums.add(&table).is_ok() && sums.add(&table).is_ok());
+        assert_eq!((sums.groups.len(), sums.total.requests), (1, 2000));
+    }
+
+    #[test]
+    fn days_are_read_in_ranges_that_leave_none_out() {
+        for (from, to, orgs, ranges) in [
+            ("2027-01-01", "2027-01-01", 1, 1),
+            ("2027-01-01", "2027-01-10", 1, 10),
+            ("2026-01-01", "2027-02-04", 1, 16),
+            ("2026-01-01", "2027-02-04", 1000, 16),
+            ("2027-01-01", "2027-01-31", 1000, 2),
+            ("2027-01-01", "2027-01-31", 0, 31),
+        ] {
+            let asked = Asked::read(&format!("/usage?from={from}&to={to}").parse().unwrap()).unwrap();
+            let days = days(&asked, orgs);
+            assert_eq!((days.len(), days[0].0, days[ranges - 1].1), (ranges, asked.from, asked.to), "{days:?}");
+            assert!(days.windows(2).all(|pair| pair[0].1.succ_opt() == Some(pair[1].0)), "{days:?}");
+            assert!(days.iter().all(|(first, last)| first <= last));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
 use http::Method;
 use serde_json::Value;
@@ -130,22 +130,27 @@ pub(super) fn teams(command: Teams, out: &mut impl Write) -> Result<()> {
 }
 
 pub(super) fn orgs(command: Orgs, out: &mut impl Write) -> Result<()> {
-    let path = |org: &str| format!("/orgs/{}", encoded(org));
     match command {
         Orgs::List { shape, remote } => list(out, &remote.list("/orgs?limit=1000", "orgs")?, shape),
-        Orgs::Show { org, shape, remote } => show(out, &remote.json(Method::GET, &path(&org), None)?, shape),
+        Orgs::Show { org, shape, remote } => show(out, &remote.json(Method::GET, &org_path(&org)?, None)?, shape),
         Orgs::Set { org, limits, shape, remote } => {
-            show(out, &remote.json(Method::PUT, &path(&org), Some(&limits.body()))?, shape)
+            show(out, &remote.json(Method::PUT, &org_path(&org)?, Some(&limits.body()))?, shape)
         }
         Orgs::Delete { org, remote } => {
-            remote.json(Method::DELETE, &path(&org), None)?;
+            remote.json(Method::DELETE, &org_path(&org)?, None)?;
             Ok(writeln!(out, "the organisation {org} is deleted")?)
         }
     }
 }
 
+fn org_path(org: &str) -> Result<String> {
+    ensure!(!org.is_empty(), "an organisation has a name");
+    Ok(format!("/orgs/{}", encoded(org)))
+}
+
 fn team_path(team: &str) -> Result<String> {
-    let (org, team) = team.split_once('/').context("expected ORG/TEAM")?;
+    let names = team.split_once('/').filter(|(org, team)| !org.is_empty() && !team.is_empty());
+    let (org, team) = names.context("expected ORG/TEAM, such as acme/search")?;
     Ok(format!("/teams/{}/{}", encoded(org), encoded(team)))
 }
 

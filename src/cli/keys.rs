@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ use super::limit::{Limit, Limits, parse, values};
 use super::remote::{Remote, Shape, query};
 use super::table;
 use crate::auth::NewKey;
+use crate::config::{Form, Known, callers, file};
 use crate::directory::encoded;
 
 /// What to do with keys.
@@ -158,6 +159,7 @@ pub(super) fn run(command: Keys, out: &mut impl Write) -> Result<()> {
 
 impl One {
     fn ask(&self, method: Method, below: &str, body: Option<&Value>) -> Result<Value> {
+        ensure!(!self.id.is_empty(), "a key has an id; `nimgate keys list` shows those that there are");
         self.remote.json(method, &format!("/keys/{}{below}", encoded(&self.id)), body)
     }
 
@@ -199,7 +201,7 @@ fn show(out: &mut impl Write, key: &Value) -> Result<()> {
     let names = ["id", "org", "team", "name", "scopes", "models", "pools", "previous_until", "source", "broken"];
     members.extend(names.into_iter().map(|name| (name, table::cell(&key[name]))));
     for (name, text) in members.into_iter().filter(|(_, text)| !text.is_empty()) {
-        writeln!(out, "{:15} {}", format!("{}:", name.replace('_', " ")), text.escape_default())?;
+        writeln!(out, "{:15} {}", format!("{}:", name.replace('_', " ")), table::plain(&text))?;
     }
     let all = [&key["limits"], &key["above"]];
     table::standings(out, all.into_iter().filter_map(Value::as_array).flatten())
@@ -224,10 +226,11 @@ fn seconds(text: &str) -> Result<u32, String> {
 }
 
 fn new_key(args: &NewKeyArgs, out: &mut impl Write) -> Result<()> {
-    if args.scopes.iter().any(String::is_empty) {
-        bail!("a scope has a name");
+    for (list, what) in [(&args.scopes, "scope"), (&args.models, "model"), (&args.pools, "pool")] {
+        ensure!(list.iter().all(|name| !name.is_empty()), "a {what} has a name");
     }
     let key = NewKey::generate().context("the system gives no random numbers")?;
+    fits(args, &key)?;
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let list = |items: &[String]| format!("[{}]", items.iter().map(|i| quoted(i)).collect::<Vec<_>>().join(", "));
     writeln!(out, "# The key. It is shown this once; hand it to its holder.\n{}\n", key.text)?;
@@ -246,6 +249,25 @@ fn new_key(args: &NewKeyArgs, out: &mut impl Write) -> Result<()> {
         writeln!(out, "    expires: {}", quoted(&expires.to_rfc3339()))?;
     }
     Ok(())
+}
+
+/// Holds what would be printed against what a keys file may have. What it names may be anywhere.
+fn fits(args: &NewKeyArgs, key: &NewKey) -> Result<()> {
+    let form = Form::<file::Key>::new().map_err(|reason| anyhow!(reason))?;
+    let record = json!({
+        "id": key.id.as_str(), "sha256": key.hash_text(), "org": args.org, "team": args.team, "name": args.name,
+        "scopes": args.scopes, "models": args.models, "pools": args.pools,
+    });
+    let findings = match form.read(record) {
+        Ok(key) => callers(file::Keys { keys: vec![key], ..file::Keys::default() }, &Known::default()).findings,
+        Err(findings) => findings,
+    };
+    let told = findings.iter().filter(|finding| !finding.is_dangling).map(|finding| {
+        let option = finding.pointer.strip_prefix("/keys/0").unwrap_or(&finding.pointer).trim_start_matches('/');
+        format!("--{option}: {}", finding.reason)
+    });
+    let told: Vec<String> = told.collect();
+    if told.is_empty() { Ok(()) } else { bail!("{}", told.join("\n")) }
 }
 
 #[cfg(test)]

@@ -20,11 +20,14 @@ pub(super) fn print(out: &mut impl Write, head: &[&str], rows: &[Vec<String>]) -
 }
 
 /// A cell that does nothing to a terminal.
-fn plain(cell: &str) -> String {
+pub(super) fn plain(cell: &str) -> String {
     if cell.is_empty() {
         return "-".into();
     }
-    cell.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    // Those that turn the direction of text around make it read as something else.
+    let turns =
+        |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    cell.chars().map(|c| if c.is_control() || turns(c) { '?' } else { c }).collect()
 }
 
 /// Text or a number as a cell; lists with commas between.

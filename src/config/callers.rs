@@ -13,6 +13,7 @@ use crate::catalogue::Catalogue;
 use crate::ids::CallerId;
 use crate::proxy::settings::PoolSettings;
 use crate::quota::limit::Limit;
+use crate::quota::price::Price;
 use crate::{auth, quota};
 
 mod limit;
@@ -26,6 +27,8 @@ pub struct Known {
     models: BTreeSet<String>,
     pools: BTreeSet<String>,
     operations: BTreeSet<String>,
+    /// Those of the models, and none, that have a price.
+    priced: BTreeSet<String>,
 }
 
 impl Known {
@@ -42,6 +45,15 @@ impl Known {
             known.models.extend(pool.models.iter().map(|(_, model)| model.id.to_string()));
         }
         known
+    }
+
+    /// With what has a price.
+    pub fn priced(mut self, prices: &[Price]) -> Self {
+        let has_price = |model: &&str| prices.iter().any(|price| price.model.fits(model));
+        // A request that names no model has the empty one.
+        let models = self.models.iter().map(String::as_str).chain([""]);
+        self.priced = models.filter(has_price).map(str::to_owned).collect();
+        self
     }
 
     /// Whether any model fits.
@@ -276,6 +288,7 @@ mod tests {
             models: set(&["m"]),
             pools: set(&["p"]),
             operations: set(&["chat", "nim-llm/chat"]),
+            priced: set(&["m"]),
         }
     }
 

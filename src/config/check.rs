@@ -101,8 +101,11 @@ fn explain(schema: &Value, error: &ValidationError<'_>) -> Vec<(String, String)>
         }
         Kind::MinItems { limit } => format!("expected at least {limit} in the list"),
         Kind::MaxItems { limit } => format!("expected at most {limit} in the list"),
-        Kind::MinLength { .. } => "expected text, found none".into(),
-        Kind::MaxLength { limit } => format!("expected at most {limit} characters"),
+        Kind::MinLength { .. } | Kind::MaxLength { .. } => match (stated("minLength"), stated("maxLength")) {
+            (Some(least), Some(most)) => format!("expected {least} to {most} characters"),
+            (None, Some(most)) => format!("expected at most {most} characters"),
+            _ => "expected text, found none".into(),
+        },
         Kind::Pattern { pattern } => format!("expected text that matches {pattern}"),
         other => format!("does not hold to the keyword {} of the schema (nimgate schema)", other.keyword()),
     };

@@ -47,6 +47,7 @@ impl<'a> Resolver<'a> {
         let counts = self.counts(&file);
         let known = catalogue.as_ref().map(|catalogue| Known::new(catalogue, &pools)).unwrap_or_default();
         let prices = self.prices(&file.prices, &known);
+        let known = known.priced(&prices);
         self.caller_store(&file);
         let keys_file = keys.as_ref().map(|(_, path)| path.clone());
         let Callers { keys, quota, .. } = self.callers(keys, &known, catalogue.is_some());

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use redis::{RedisResult, Script};
+use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, Script, Value};
 
 use crate::store::{Link, Store};
 
@@ -20,9 +20,26 @@ pub(super) struct Head {
     pub(super) number: u64,
 }
 
+impl Head {
+    /// What was stored, if it is one; what is not there is the beginning. The scripts have the same rule.
+    fn read(number: Option<&[u8]>, epoch: Option<&[u8]>) -> Option<Self> {
+        let epoch = epoch.unwrap_or_default();
+        let is_epoch = epoch.len() <= 64 && epoch.iter().all(u8::is_ascii_alphanumeric);
+        let epoch = String::from_utf8(epoch.to_vec()).ok().filter(|_| is_epoch)?;
+        number.map_or(Some(0), whole).map(|number| Self { epoch, number })
+    }
+}
+
+/// A number as Redis itself writes it, which a script holds exactly.
+fn whole(text: &[u8]) -> Option<u64> {
+    let is_plain = text.len() <= 15 && text.iter().all(u8::is_ascii_digit) && (text == b"0" || !text.starts_with(b"0"));
+    std::str::from_utf8(text).ok().filter(|_| is_plain)?.parse().ok()
+}
+
 /// What Redis says of its own state.
 pub(super) struct Shown {
-    pub(super) head: Head,
+    /// Absent when what is stored there is none.
+    pub(super) head: Option<Head>,
     /// What its epoch was restored from.
     base: u64,
 }
@@ -30,7 +47,11 @@ pub(super) struct Shown {
 impl Shown {
     /// Whether data that `known` had is not there any more.
     pub(super) fn has_lost(&self, known: &Head) -> bool {
-        if self.head.epoch == known.epoch { self.head.number < known.number } else { self.base < known.number }
+        match &self.head {
+            None => true,
+            Some(head) if head.epoch == known.epoch => head.number < known.number,
+            Some(_) => self.base < known.number,
+        }
     }
 }
 
@@ -67,16 +88,26 @@ pub(super) async fn show(store: &Store, link: &mut Link) -> RedisResult<Shown> {
     let [head, _] = keys(store);
     let mut asked = redis::cmd("HMGET");
     asked.arg(head).arg("number").arg("epoch").arg("base");
-    let (number, epoch, base) = asked.query_async::<(Option<u64>, Option<String>, Option<u64>)>(link).await?;
-    let head = Head { epoch: epoch.unwrap_or_default(), number: number.unwrap_or_default() };
-    Ok(Shown { head, base: base.unwrap_or_default() })
+    let stored = asked.query_async::<Value>(link).await.and_then(taken::<[Option<Vec<u8>>; 3]>)?;
+    let [number, epoch, base] = stored.each_ref().map(Option::as_deref);
+    Ok(Shown { head: Head::read(number, epoch), base: base.and_then(whole).unwrap_or_default() })
+}
+
+/// Reads a reply. One of another shape came over a good connection, which the client's own errors would not tell.
+fn taken<T: FromRedisValue>(reply: Value) -> RedisResult<T> {
+    T::from_redis_value(reply).map_err(|_| unexpected("a reply of another shape"))
+}
+
+fn unexpected(what: &'static str) -> RedisError {
+    RedisError::from((ErrorKind::UnexpectedReturnType, what))
 }
 
 /// Text that is none is not taken for a record: it comes back with what can be read of it.
 pub(super) async fn load(store: &Store, link: &mut Link) -> RedisResult<(Head, Vec<(String, String)>)> {
     let [head, records] = keys(store);
-    let ((number, epoch), flat) =
-        LOAD.key(head).key(records).invoke_async::<((u64, String), Vec<Vec<u8>>)>(link).await?;
+    let reply = LOAD.key(head).key(records).invoke_async::<Value>(link).await?;
+    let ((number, epoch), flat) = taken::<((Vec<u8>, Vec<u8>), Vec<Vec<u8>>)>(reply)?;
+    let head = Head::read(Some(&number), Some(&epoch)).ok_or_else(|| unexpected("a version that is none"))?;
     let text =
         |bytes: Vec<u8>| String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into());
     let mut flat = flat.into_iter().map(text);
@@ -84,7 +115,7 @@ pub(super) async fn load(store: &Store, link: &mut Link) -> RedisResult<(Head, V
     while let (Some(field), Some(record)) = (flat.next(), flat.next()) {
         pairs.push((field, record));
     }
-    Ok((Head { epoch, number }, pairs))
+    Ok((head, pairs))
 }
 
 pub(super) async fn write(store: &Store, link: &mut Link, known: &Head, change: &Change<'_>) -> RedisResult<Outcome> {
@@ -94,7 +125,7 @@ pub(super) async fn write(store: &Store, link: &mut Link, known: &Head, change: 
     call.arg(&known.epoch).arg(known.number).arg(new_epoch()).arg(u8::from(change.is_strict)).arg(change.field);
     call.arg(u8::from(change.expected.is_some())).arg(change.expected.unwrap_or_default());
     call.arg(u8::from(change.new.is_some())).arg(change.new.unwrap_or_default());
-    let (status, number) = call.invoke_async::<(i64, u64)>(link).await?;
+    let (status, number) = call.invoke_async::<Value>(link).await.and_then(taken::<(i64, u64)>)?;
     Ok(match status {
         1 => Outcome::Done(number),
         0 => Outcome::Conflict,
@@ -115,5 +146,25 @@ pub(super) async fn restore<'a>(
     for (field, record) in held {
         call.arg(field).arg(record);
     }
-    call.invoke_async::<bool>(link).await
+    call.invoke_async::<Value>(link).await.and_then(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_version_is_not_taken_for_one() {
+        let read = |number: &str, epoch: &str| Head::read(Some(number.as_bytes()), Some(epoch.as_bytes()));
+        assert_eq!(read("12", "0a"), Some(Head { epoch: "0a".into(), number: 12 }));
+        assert_eq!(Head::read(None, None), Some(Head::default()));
+        assert_eq!(read("0", ""), Some(Head::default()));
+        for number in ["", "garbage", "-1", "+1", "1.0", "1e3", "007", " 1", "1000000000000000"] {
+            assert_eq!(read(number, ""), None, "{number}");
+        }
+        for epoch in ["a b", "a-b", "\u{e9}", &"a".repeat(65)] {
+            assert_eq!(read("1", epoch), None, "{epoch}");
+        }
+        assert_eq!(Head::read(Some(b"1"), Some(b"\xff")), None);
+    }
 }

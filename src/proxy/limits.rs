@@ -11,7 +11,7 @@ use crate::catalogue::Operation;
 use crate::failure::Failure;
 use crate::ids::{CallerId, ModelId};
 use crate::meter::{Form, Meter};
-use crate::quota::limit::{Asked, Metric};
+use crate::quota::limit::{Asked, LARGEST, Metric};
 use crate::quota::price::Used;
 use crate::quota::{Book, Exceeded, Most, Reservation, Standing};
 use crate::record::Tokens;
@@ -102,7 +102,9 @@ fn used(ctx: &RequestContext) -> Option<(Used, bool)> {
     let most = reservation.most();
     let used = Used { video_seconds: most.video_seconds, answered: true, ..Used::default() };
     if let Some(usage) = meter.usage() {
-        return Some((Used { input: usage.input, output: usage.output, ..used }, true));
+        // A backend may state anything.
+        let [input, output] = [usage.input, usage.output].map(|tokens| tokens.min(LARGEST));
+        return Some((Used { input, output, ..used }, true));
     }
     let Some(tokens) = &operation.tokens else { return Some((used, true)) };
     let seen = (meter.text_bytes() as f64 / reservation.estimate().bytes_per_token).ceil() as u64;
@@ -124,15 +126,17 @@ pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()>
     if list.peek().is_none() {
         return Ok(());
     }
-    let (mut policies, mut states) = (String::new(), String::new());
+    // On every answer, and as long as there are limits: written without the formatter.
+    let (mut policies, mut states) = (String::with_capacity(512), String::with_capacity(512));
     let mut tightest: [Option<&Standing>; 2] = [None, None];
     for standing in list {
         let Standing { name, amount, remaining, .. } = standing;
         let (window, reset) = (standing.window.as_secs(), ceiling(standing.reset));
-        let unit = if standing.metric.is_tokens() { ";qu=\"tokens\"" } else { "" };
-        let comma = if policies.is_empty() { "" } else { ", " };
-        policies += &format!("{comma}\"{name}\";q={amount};w={window}{unit}");
-        states += &format!("{comma}\"{name}\";r={remaining};t={reset}");
+        write_item(&mut policies, name, [(";q=", *amount), (";w=", window)]);
+        if standing.metric.is_tokens() {
+            policies += ";qu=\"tokens\"";
+        }
+        write_item(&mut states, name, [(";r=", *remaining), (";t=", reset)]);
         let place = &mut tightest[usize::from(standing.metric.is_tokens())];
         if place.is_none_or(|held| (*remaining, held.reset) < (held.remaining, standing.reset)) {
             *place = Some(standing);
@@ -161,6 +165,28 @@ pub fn advise(header: &mut ResponseHeader, exceeded: &Exceeded) -> Result<()> {
     }
 }
 
+/// The largest number that a structured field may have (RFC 9651, 3.3.1).
+const LARGEST_NUMBER: u64 = 999_999_999_999_999;
+
+/// Appends an item to a structured list.
+fn write_item(list: &mut String, name: &str, parameters: [(&str, u64); 2]) {
+    *list += if list.is_empty() { "\"" } else { ", \"" };
+    *list += name;
+    list.push('"');
+    for (parameter, value) in parameters {
+        *list += parameter;
+        let value = value.min(LARGEST_NUMBER);
+        let mut unit = 1;
+        while value / unit > 9 {
+            unit *= 10;
+        }
+        while unit > 0 {
+            list.push(char::from(b'0' + (value / unit % 10) as u8));
+            unit /= 10;
+        }
+    }
+}
+
 fn ceiling(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
@@ -181,6 +207,14 @@ fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn items_are_listed() {
+        let mut list = String::new();
+        write_item(&mut list, "key-requests-second", [(";q=", 10), (";w=", 1)]);
+        write_item(&mut list, "b", [(";r=", 0), (";t=", u64::MAX)]);
+        assert_eq!(list, r#""key-requests-second";q=10;w=1, "b";r=0;t=999999999999999"#);
+    }
 
     #[test]
     fn times_are_written_as_openai_writes_them() {

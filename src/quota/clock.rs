@@ -45,7 +45,11 @@ impl Clock {
 
     /// Holds the time against the system's clock.
     fn look(&self, elapsed: i64, time: u64) -> u64 {
-        self.looked.store(elapsed.unsigned_abs(), Ordering::Relaxed);
+        let looked = self.looked.load(Ordering::Relaxed);
+        // One of those who find that it is time looks; the others go on.
+        if self.looked.compare_exchange(looked, elapsed.unsigned_abs(), Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return time;
+        }
         let system = system();
         let ahead = system.saturating_sub(i64::try_from(time).unwrap_or(i64::MAX));
         if ahead.abs() < JUMP {

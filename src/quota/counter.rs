@@ -13,6 +13,9 @@ use super::window::Window;
 /// Demand for this long, in microseconds, is asked for in advance.
 const HORIZON: u64 = 50_000;
 
+/// How late a time may be that was read before a window began, in microseconds. Any earlier, and the clock went back.
+const LATE: u64 = 5_000_000;
+
 /// Who decides whether there is something left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Authority {
@@ -20,8 +23,8 @@ pub(super) enum Authority {
     Local,
     /// Redis.
     Shared,
-    /// Redis is away; so many replicas share the limits.
-    Away(OnOutage, u64),
+    /// Redis is away; so many replicas share the limits, and places are held for so long, in microseconds.
+    Away(OnOutage, u64, u64),
 }
 
 /// What became of an attempt to take.
@@ -60,12 +63,23 @@ struct State {
     left: u64,
     /// When Redis replied; 0 for not in this window.
     looked: u64,
-    /// Taken or asked for since the last report.
-    recent: u64,
-    /// When that was.
+    demand: Demand,
+    /// When the last report was answered.
     reported: u64,
+    /// When more was called for before it was needed; 0 once it came.
+    called: u64,
     /// When something was taken last.
     used: u64,
+}
+
+/// How much is taken within [`HORIZON`]. What a lease should last for follows from it, so it outlives reports and windows.
+#[derive(Clone, Copy, Default)]
+struct Demand {
+    /// When counting began.
+    since: u64,
+    count: u64,
+    /// What the time before that came to.
+    before: u64,
 }
 
 /// What is told and asked about a counter in one round trip.
@@ -90,8 +104,9 @@ impl Counter {
             granted: 0,
             left: 0,
             looked: 0,
-            recent: 0,
+            demand: Demand::default(),
             reported: 0,
+            called: 0,
             used: 0,
         };
         let limit = AtomicU64::new(limit);
@@ -115,19 +130,25 @@ impl Counter {
         self.at(now).window
     }
 
-    /// Takes in that so much was granted to all replicas together, in the window that `now` lies in.
-    pub(super) fn seen(&self, now: u64, granted: u64) {
+    /// Takes in that so much was granted to all replicas together, in the window that started at `window`.
+    pub(super) fn seen(&self, now: u64, window: u64, granted: u64) {
         let limit = self.limit();
         let mut state = self.at(now);
+        if state.window.start != window {
+            return;
+        }
         state.left = limit.saturating_sub(granted.max(state.granted));
         state.looked = now.max(1);
     }
 
     fn at(&self, now: u64) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.window.holds(now) {
-            let window = Window::of(self.unit, now);
-            *state = State { window, taken: 0, granted: 0, left: 0, looked: 0, recent: 0, reported: now, used: 0 };
+        // A time that was read before the window began is no reason to begin an earlier one.
+        let is_late = now < state.window.start && state.window.start - now < LATE;
+        if !state.window.holds(now) && !is_late {
+            let (window, demand) = (Window::of(self.unit, now), state.demand);
+            *state =
+                State { window, taken: 0, granted: 0, left: 0, looked: 0, demand, reported: now, called: 0, used: 0 };
         }
         state
     }
@@ -136,9 +157,9 @@ impl Counter {
     pub(super) fn take(&self, now: u64, amount: u64, authority: Authority) -> Take {
         let limit = self.limit();
         let mut state = self.at(now);
-        if state.taken.saturating_add(amount) <= state.allowed(limit, authority) {
+        if state.taken.saturating_add(amount) <= state.allowed(now, limit, authority) {
             state.taken += amount;
-            state.recent = state.recent.saturating_add(amount);
+            state.demand.add(now, amount);
             state.used = now;
             return Take::Done(state.window.start);
         }
@@ -150,9 +171,17 @@ impl Counter {
 
     /// Whether a lease runs low, so that more should be asked for before somebody waits for it.
     pub(super) fn runs_low(&self, now: u64) -> bool {
-        let state = self.at(now);
-        let spare = state.granted.saturating_sub(state.taken);
-        state.looked > 0 && state.left > 0 && spare < state.demand(now, HORIZON) / 2
+        self.at(now).runs_low(now)
+    }
+
+    /// The same, but only to the first who asks, until the reply is there.
+    pub(super) fn calls_for_more(&self, now: u64) -> bool {
+        let mut state = self.at(now);
+        let calls = state.runs_low(now) && now.saturating_sub(state.called) > HORIZON;
+        if calls {
+            state.called = now;
+        }
+        calls
     }
 
     /// Gives back what was taken in the window that started at `window`.
@@ -189,19 +218,18 @@ impl Counter {
         let mut state = self.at(now);
         state.granted = state.granted.max(state.taken);
         let spare = state.granted - state.taken;
-        let soon = state.demand(now, HORIZON);
-        let idle = is_final || now.saturating_sub(state.used) > 2 * HORIZON;
+        let soon = state.demand.at(now);
+        let idle = is_final || now.saturating_sub(state.used) > 2 * HORIZON || state.is_wanted(self.unit);
         let keep = match want {
-            0 if idle || state.is_wanted(self.unit) => 0,
-            0 => spare.min(2 * soon),
+            0 if idle => 0,
+            0 => spare.min(soon.saturating_mul(2)),
             _ => spare,
         };
         state.granted = state.taken + keep;
-        state.recent = state.recent.saturating_add(want);
-        let soon = state.demand(now, HORIZON);
+        let soon = soon.saturating_add(want);
         let net = want.saturating_sub(keep);
         let extra = if is_final || idle && want == 0 { 0 } else { soon.saturating_sub(keep.saturating_sub(want)) };
-        Report { window: state.window, granted: state.granted, want: net, least: least.min(net), extra }
+        Report { window: state.window, granted: state.granted, want: net, least: least.saturating_sub(keep).min(net), extra }
     }
 
     /// Takes in the reply to a report: what was granted on top, and what nobody has.
@@ -213,8 +241,8 @@ impl Counter {
         state.granted = state.granted.saturating_add(more);
         state.left = left;
         state.looked = now.max(1);
-        state.recent = 0;
         state.reported = now;
+        state.called = 0;
     }
 
     /// Whether a report is due: something idles, was overdrawn, or is held and was not told for `silence` microseconds.
@@ -225,7 +253,7 @@ impl Counter {
         }
         let spare = state.granted.saturating_sub(state.taken);
         let idle = spare > 0 && now.saturating_sub(state.used) > 2 * HORIZON;
-        let surplus = spare.saturating_sub(2 * state.demand(now, HORIZON)) > self.limit() / 50;
+        let surplus = spare.saturating_sub(state.demand.at(now).saturating_mul(2)) > self.limit() / 50;
         let wanted = spare > 0 && state.is_wanted(self.unit);
         let silent = self.unit.is_none() && now.saturating_sub(state.reported) > silence;
         idle || surplus || wanted || silent || state.taken > state.granted
@@ -264,15 +292,21 @@ const BELIEF: [u64; 3] = [10_000, 50_000, 250_000];
 
 impl State {
     /// How much may be taken in all.
-    fn allowed(&self, limit: u64, authority: Authority) -> u64 {
+    fn allowed(&self, now: u64, limit: u64, authority: Authority) -> u64 {
         match authority {
             Authority::Local => limit,
-            Authority::Shared | Authority::Away(OnOutage::Deny, _) => self.granted.min(limit),
-            Authority::Away(OnOutage::LocalShare, replicas) if self.looked > 0 => {
+            Authority::Shared | Authority::Away(OnOutage::Deny, ..) => self.granted.min(limit),
+            // Whatever places anybody held when Redis was there are free again.
+            Authority::Away(OnOutage::LocalShare, replicas, hold)
+                if self.window == Window::ALWAYS && now.saturating_sub(self.looked) > hold =>
+            {
+                limit / replicas.max(1)
+            }
+            Authority::Away(OnOutage::LocalShare, replicas, _) if self.looked > 0 => {
                 self.granted.saturating_add(self.left / replicas.max(1)).min(limit)
             }
-            Authority::Away(OnOutage::LocalShare, replicas) => self.granted.max(limit / replicas.max(1)),
-            Authority::Away(OnOutage::Allow, _) => u64::MAX,
+            Authority::Away(OnOutage::LocalShare, replicas, _) => self.granted.max(limit / replicas.max(1)),
+            Authority::Away(OnOutage::Allow, ..) => u64::MAX,
         }
     }
 
@@ -292,9 +326,28 @@ impl State {
         unit.is_none() && self.left == 0
     }
 
-    /// What is used in `span` microseconds at the present pace.
-    fn demand(&self, now: u64, span: u64) -> u64 {
-        let since = now.saturating_sub(self.reported).max(span);
-        u64::try_from(u128::from(self.recent) * u128::from(span) / u128::from(since)).unwrap_or(u64::MAX)
+    /// Whether what is left of the lease lasts for less than half of what one should.
+    fn runs_low(&self, now: u64) -> bool {
+        let spare = self.granted.saturating_sub(self.taken);
+        self.looked > 0 && self.left > 0 && spare < self.demand.at(now) / 2
+    }
+}
+
+impl Demand {
+    fn add(&mut self, now: u64, amount: u64) {
+        if now.checked_sub(self.since).is_none_or(|age| age >= HORIZON) {
+            *self = Self { since: now, count: 0, before: self.at(now) };
+        }
+        self.count = self.count.saturating_add(amount);
+    }
+
+    /// A pace that rises counts at once, one that falls when the time is over.
+    fn at(&self, now: u64) -> u64 {
+        match now.checked_sub(self.since) {
+            Some(age) if age < HORIZON => self.count.max(self.before),
+            Some(age) => (self.count as f64 * HORIZON as f64 / age as f64) as u64,
+            // The clock went back.
+            None => 0,
+        }
     }
 }

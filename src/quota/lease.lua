@@ -1,6 +1,6 @@
 -- Takes in what a replica holds as granted, and grants more.
 --
--- KEYS: born, sequence numbers, then one hash per counter.
+-- KEYS: what is known of the data, sequence numbers, then one hash per counter.
 -- ARGV: replica, sequence number, born as the replica knows it (0 for not at all), settling time, number of replicas;
 --       then per counter: kind (w window, h held), limit, granted so far, wanted, least of use, welcome beyond,
 --       and for a window its start and end, for what is held 0 and the time it is held. Times are microseconds.
@@ -22,18 +22,7 @@ end
 redis.call('HSET', KEYS[2], replica, text(sequence))
 redis.call('EXPIRE', KEYS[2], 86400)
 
--- Data that is younger than what a replica remembers has been lost: replicas are given time to say what they hold.
-local born = tonumber(redis.call('HGET', KEYS[1], 'born') or '0') or 0
-local settled = tonumber(redis.call('HGET', KEYS[1], 'settled') or '0') or 0
-if born == 0 then
-    born = now
-    settled = now
-    redis.call('HSET', KEYS[1], 'born', text(born))
-end
-if known ~= 0 and known ~= born and settled < born + settle then
-    settled = born + settle
-    redis.call('HSET', KEYS[1], 'settled', text(settled))
-end
+local born, settled = birth(KEYS[1], known, settle, now)
 local status = 0
 if now < settled then
     status = 1

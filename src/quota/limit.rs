@@ -2,12 +2,17 @@
 
 use std::fmt;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 use crate::ids::{ModelId, PoolName};
 
 /// Nano-units in one unit of money. Spend is counted in nano-units, so that a token has a price too.
 pub const NANO: u64 = 1_000_000_000;
 /// The largest amount of any limit: what a double, which Redis's scripts count in, holds exactly.
 pub const LARGEST: u64 = 9_000_000_000_000_000;
+
+/// What stands for itself in the name of a count.
+const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-').remove(b'*');
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -169,11 +174,12 @@ impl Filter {
     }
 }
 
+/// A part of the name of a count. Patterns are encoded, so that none reads as several.
 impl fmt::Display for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (sign, patterns) in [("m", &self.models), ("p", &self.pools), ("o", &self.operations)] {
             for pattern in patterns {
-                write!(f, "/{sign}={}", pattern.0)?;
+                write!(f, "/{sign}={}", utf8_percent_encode(&pattern.0, KEPT))?;
             }
         }
         Ok(())
@@ -212,6 +218,18 @@ mod tests {
         ] {
             assert_eq!(Pattern(pattern.into()).fits(name), fits, "{pattern} on {name}");
         }
+    }
+
+    #[test]
+    fn filters_that_differ_have_other_names() {
+        let filter = |models: &[&str], pools: &[&str]| {
+            let patterns = |list: &[&str]| list.iter().map(|p| Pattern((*p).into())).collect();
+            Filter { models: patterns(models), pools: patterns(pools), ..Filter::default() }.to_string()
+        };
+        assert_ne!(filter(&["a/p=b"], &[]), filter(&["a"], &["b"]));
+        assert_ne!(filter(&["a/m=b"], &[]), filter(&["a", "b"], &[]));
+        assert_ne!(filter(&["a%2Fb"], &[]), filter(&["a/b"], &[]));
+        assert_eq!(filter(&["meta/*"], &["p_1.a-b"]), "/m=meta%2F*/p=p_1.a-b");
     }
 
     #[test]

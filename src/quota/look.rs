@@ -10,12 +10,15 @@ use crate::store::Store;
 impl Limiter {
     /// Learns from Redis how the limits of an account stand. Best effort: when Redis is away, what is known here stays.
     pub async fn look(&self, store: &Store, account: &Account) {
-        let now = self.clock.now();
+        let begun = self.clock.now();
         let Some(mut link) = store.link().filter(|_| account.bounds().next().is_some()) else { return };
         let mut asked = redis::pipe();
+        let mut windows = Vec::new();
         for Bound { counter, .. } in account.bounds() {
+            let window = counter.window(begun).start;
+            windows.push(window);
             let place = match counter.unit {
-                Some(_) => format!("w:{}:{}", counter.id, counter.window(now).start / 1_000_000),
+                Some(_) => format!("w:{}:{}", counter.id, window / 1_000_000),
                 None => format!("h:{}", counter.id),
             };
             let command = if counter.unit.is_some() { "HMGET" } else { "HGETALL" };
@@ -25,13 +28,14 @@ impl Limiter {
             }
         }
         let replies: RedisResult<Vec<Value>> = asked.query_async(&mut link).await;
-        for (bound, reply) in account.bounds().zip(replies.unwrap_or_default()) {
+        let now = self.clock.now();
+        for ((bound, window), reply) in account.bounds().zip(windows).zip(replies.unwrap_or_default()) {
             let granted = match bound.counter.unit {
                 Some(_) => Vec::<Option<u64>>::from_redis_value(reply).ok().map(|s| s.into_iter().flatten().sum()),
                 None => HashMap::<String, String>::from_redis_value(reply).ok().map(|held| all_held(&held, now)),
             };
             if let Some(granted) = granted {
-                bound.counter.seen(now, granted);
+                bound.counter.seen(now, window, granted);
             }
         }
     }

@@ -21,8 +21,10 @@ use super::usage::{Amounts, Row, Table};
 use super::{AWAY, Charge, Denial, Limiter, OnOutage, SHARED};
 use crate::store::{self, Link, Store};
 
-static LEASE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease.lua")));
-static PRESENCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("presence.lua")));
+static LEASE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("birth.lua"), include_str!("lease.lua"))));
+static PRESENCE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("birth.lua"), include_str!("presence.lua"))));
 static USAGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("usage.lua")));
 
 /// How replicas share limits.
@@ -67,14 +69,17 @@ impl Drop for Taken {
 
 /// Asks that wait at most; further ones are decided as while Redis is away.
 const QUEUE: usize = 16_384;
-/// How often leases are looked over.
-const TICK: Duration = Duration::from_millis(50);
+/// How often leases are looked over: places that come free at one replica are empty for so long at most.
+const TICK: Duration = Duration::from_millis(20);
 /// How often a replica shows itself, and learns the time.
 const PRESENCE_EVERY: Duration = Duration::from_millis(250);
 /// A replica that was silent for so long is not counted.
 const PRESENT_FOR: Duration = Duration::from_secs(5);
-/// After Redis lost its data, nothing is granted for so long, while replicas say what they hold.
-const SETTLE: Duration = Duration::from_secs(1);
+/// After Redis lost data or may have, nothing is granted while replicas come back and say what they hold. This is added to
+/// the time that coming back takes.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How long a replica that starts waits for the others to know of it.
+const INTRODUCTION: Duration = Duration::from_millis(500);
 /// Counters in one round trip.
 const TOGETHER: usize = 256;
 /// Rows of usage in one round trip.
@@ -87,7 +92,7 @@ const EARLY: u32 = 20;
 /// Makes a limiter that shares through `store`, and its courier.
 pub fn limiter(settings: Settings, store: Store) -> (Arc<Limiter>, Courier) {
     let (desk, asks) = mpsc::channel(QUEUE);
-    let limiter = Arc::new(Limiter::new(AWAY, settings.on_outage, Some(desk), settings.budget));
+    let limiter = Arc::new(Limiter::new(AWAY, settings.on_outage, Some(desk), settings.budget, settings.hold));
     limiter.replicas.store(settings.replicas.max(1), Ordering::Relaxed);
     let replica = format!("{:016x}", fastrand::u64(..));
     let courier = Courier {
@@ -100,6 +105,8 @@ pub fn limiter(settings: Settings, store: Store) -> (Arc<Limiter>, Courier) {
         link: 0,
         presence: Presence::default(),
         slow: 0,
+        begun: Instant::now(),
+        trouble: String::new(),
     };
     (limiter, courier)
 }
@@ -118,6 +125,9 @@ pub struct Courier {
     presence: Presence,
     /// Round trips in a row that were too slow.
     slow: u32,
+    begun: Instant,
+    /// Why Redis refused a script last; empty since it took one.
+    trouble: String,
 }
 
 #[derive(Default)]
@@ -126,6 +136,12 @@ struct Presence {
     last: Option<Instant>,
     /// When Redis's data began, by Redis's clock; 0 while unknown.
     born: u64,
+    /// The connection over which this replica was shown last.
+    link: u64,
+    /// When it was shown first.
+    first: Option<Instant>,
+    /// Until when nothing is granted, by Redis's clock.
+    settled: u64,
 }
 
 /// What waits to be said about one organisation.
@@ -134,13 +150,48 @@ struct Desk {
     is_under_way: bool,
     waiting: VecDeque<Waiting>,
     /// Counters to report, asked for by nobody.
-    reports: Vec<Arc<Counter>>,
+    reports: Reports,
+    /// Counters whose leases ran low.
+    low: Reports,
     sequence: u64,
     born: u64,
     /// Usage that was sent and not confirmed.
     usage: Option<(u64, Vec<Entry>)>,
     usage_under_way: bool,
-    unsent: Vec<Entry>,
+    unsent: Table,
+    /// Redis refused what was said last.
+    is_broken: bool,
+}
+
+/// Counters in the order in which they came, each once.
+#[derive(Default)]
+struct Reports {
+    queue: VecDeque<Arc<Counter>>,
+    /// Their addresses.
+    listed: HashSet<usize>,
+}
+
+impl Reports {
+    fn push(&mut self, counter: Arc<Counter>) {
+        if self.listed.insert(Arc::as_ptr(&counter) as usize) {
+            self.queue.push_back(counter);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Arc<Counter>> {
+        let counter = self.queue.pop_front()?;
+        self.listed.remove(&(Arc::as_ptr(&counter) as usize));
+        Some(counter)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.queue.clear();
+        self.listed.clear();
+    }
 }
 
 /// A row of usage of a day.
@@ -156,7 +207,7 @@ struct Waiting {
 enum Done {
     Lease(Box<Trip>),
     Presence { sent: Instant, link: Link, reply: RedisResult<Vec<u64>> },
-    Usage { tag: Arc<str>, link: Link, reply: RedisResult<u64> },
+    Usage { tag: Arc<str>, link: Link, reply: RedisResult<i64> },
 }
 
 struct Trip {
@@ -210,7 +261,7 @@ impl Courier {
         let desk = self.desks.entry(Arc::clone(&tag)).or_default();
         match ask {
             Ask::Take { charges, reply } => desk.waiting.push_back(Waiting { charges, reply, attempts: 0 }),
-            Ask::TopUp(counter) => desk.reports.push(counter),
+            Ask::TopUp(counter) => desk.low.push(counter),
         }
         self.start(&tag, false, trips);
     }
@@ -219,17 +270,26 @@ impl Courier {
     fn start(&mut self, tag: &Arc<str>, is_final: bool, trips: &mut Trips) {
         let Some(link) = self.store.link() else { return self.decide_alone(tag) };
         let Some(desk) = self.desks.get_mut(tag) else { return };
-        if desk.is_under_way || (desk.waiting.is_empty() && desk.reports.is_empty()) {
+        if desk.is_under_way || (desk.waiting.is_empty() && desk.reports.is_empty() && desk.low.is_empty()) {
             return;
         }
         let limiter = &self.limiter;
         let now = limiter.clock.now();
+        // A round trip that ended meanwhile may have brought enough.
+        while let Some(counter) = desk.low.pop() {
+            if counter.runs_low(now) {
+                desk.reports.push(counter);
+            }
+        }
         // What came back meanwhile may do for the first of them.
         let mut waiting = Vec::new();
         let mut wanted: HashMap<*const Counter, (Arc<Counter>, u64, u64)> = HashMap::new();
         while wanted.len() < TOGETHER
             && let Some(mut first) = desk.waiting.pop_front()
         {
+            if first.reply.is_closed() {
+                continue;
+            }
             match limiter.take_now(&mut first.charges, now, Authority::Shared) {
                 Ok(()) => {
                     let _ = first.reply.send(Ok(Taken(first.charges)));
@@ -249,13 +309,10 @@ impl Courier {
             }
             waiting.push(first);
         }
-        let mut seen = HashSet::new();
         while wanted.len() < TOGETHER
             && let Some(counter) = desk.reports.pop()
         {
-            if seen.insert(Arc::as_ptr(&counter)) {
-                wanted.entry(Arc::as_ptr(&counter)).or_insert((counter, 0, 0));
-            }
+            wanted.entry(Arc::as_ptr(&counter)).or_insert((counter, 0, 0));
         }
         if wanted.is_empty() {
             return;
@@ -268,8 +325,8 @@ impl Courier {
         desk.is_under_way = true;
         desk.sequence += 1;
         let mut call = LEASE.prepare_invoke();
-        call.key(self.store.key(tag, "born")).key(self.store.key(tag, "seq"));
-        call.arg(&self.replica).arg(desk.sequence).arg(desk.born).arg(micros(SETTLE)).arg(limiter.replicas());
+        call.key(born_key(&self.store, tag)).key(self.store.key(tag, "seq"));
+        call.arg(&self.replica).arg(desk.sequence).arg(desk.born).arg(settle(&self.store)).arg(limiter.replicas());
         for (counter, report) in &reports {
             let is_held = counter.unit.is_none();
             let place = if is_held {
@@ -296,6 +353,7 @@ impl Courier {
     fn decide_alone(&mut self, tag: &Arc<str>) {
         let Some(desk) = self.desks.get_mut(tag) else { return };
         desk.reports.clear();
+        desk.low.clear();
         for waiting in desk.waiting.drain(..) {
             decide_alone(&self.limiter, waiting);
         }
@@ -306,7 +364,10 @@ impl Courier {
             Done::Lease(trip) => self.leased(*trip, trips),
             Done::Presence { sent, link, reply } => self.present(sent, &link, &reply),
             Done::Usage { tag, link, reply } => {
-                let confirmed = self.heed(&link, reply.as_ref().err()) && reply.is_ok();
+                let confirmed = self.heed(&link, reply.as_ref().err());
+                if let Ok(failed @ 1..) = reply {
+                    tracing::error!(failed, "Redis refused amounts of usage; they are lost");
+                }
                 if let Some(desk) = self.desks.get_mut(&tag) {
                     desk.usage_under_way = false;
                     if confirmed {
@@ -320,11 +381,17 @@ impl Courier {
 
     /// Takes in what an error means. `false` when there was one.
     fn heed(&mut self, link: &Link, error: Option<&redis::RedisError>) -> bool {
-        let Some(error) = error else { return true };
+        let Some(error) = error else {
+            self.store.works(link);
+            return true;
+        };
         self.limiter.stats.failures.fetch_add(1, Ordering::Relaxed);
-        let is_of_data = error.code().is_some_and(|code| matches!(code, "WRONGTYPE" | "ERR" | "OOM" | "NOSCRIPT"));
-        if is_of_data {
-            tracing::error!(reason = store::describe(error), "Redis refused a script; limits are held without it");
+        if is_of_data(error) {
+            let reason = store::describe(error);
+            if self.trouble != reason {
+                tracing::error!(reason, "Redis refused a script; limits are held without it");
+                self.trouble = reason;
+            }
         } else {
             self.store.fail(link, error);
             self.limiter.authority.store(AWAY, Ordering::Relaxed);
@@ -339,6 +406,13 @@ impl Courier {
         let Some(desk) = self.desks.get_mut(&tag) else { return };
         desk.is_under_way = false;
         let limiter = Arc::clone(&self.limiter);
+        let is_broken = reply.as_ref().is_err_and(is_of_data);
+        if std::mem::replace(&mut desk.is_broken, is_broken) != is_broken {
+            limiter.broken.fetch_add(if is_broken { 1 } else { u64::MAX }, Ordering::Relaxed);
+        }
+        if is_good {
+            self.trouble.clear();
+        }
         let reply = reply.unwrap_or_default();
         let (Some([status, time, born]), replies) = (reply.first_chunk::<3>(), reply.get(3..).unwrap_or_default())
         else {
@@ -349,11 +423,10 @@ impl Courier {
         let is_news = desk.born != 0 && desk.born != born.unsigned_abs();
         desk.born = born.unsigned_abs();
         let now = limiter.clock.now();
-        let mut is_early = false;
         for ((counter, report), answer) in reports.iter().zip(replies.chunks(2)) {
             match answer {
                 // The window has not begun for Redis, or is over.
-                [-1, _] => is_early = true,
+                [-1, _] => {}
                 [more, left] => counter.granted(report, now, more.unsigned_abs(), left.unsigned_abs()),
                 _ => {}
             }
@@ -368,7 +441,8 @@ impl Courier {
             }
             match limiter.take_now(&mut one.charges, now, Authority::Shared) {
                 Ok(()) => drop(one.reply.send(Ok(Taken(one.charges)))),
-                Err((_, Take::Short)) if is_early && one.attempts < EARLY => {
+                // Its window has not begun, or others took what came: there is still something.
+                Err((_, Take::Short)) if one.attempts < EARLY => {
                     one.attempts += 1;
                     again.push_back(one);
                 }
@@ -405,8 +479,8 @@ impl Courier {
         self.presence.is_under_way = true;
         self.presence.last = Some(Instant::now());
         let mut call = PRESENCE.prepare_invoke();
-        call.key(self.store.key("replicas", "present")).key(self.store.key("replicas", "born"));
-        call.arg(&self.replica).arg(micros(PRESENT_FOR));
+        call.key(self.store.key("replicas", "present")).key(self.store.key("replicas", "data"));
+        call.arg(&self.replica).arg(micros(PRESENT_FOR)).arg(self.presence.born).arg(settle(&self.store));
         self.limiter.stats.round_trips.fetch_add(1, Ordering::Relaxed);
         let sent = Instant::now();
         trips.push(
@@ -422,20 +496,30 @@ impl Courier {
         self.presence.is_under_way = false;
         let is_good = self.heed(link, reply.as_ref().err());
         self.pace(sent, is_good);
-        let Ok([time, count, born]) = reply.as_ref().map(Vec::as_slice) else { return };
+        if reply.as_ref().is_err_and(is_of_data) {
+            // It takes nothing from anybody.
+            self.limiter.authority.store(AWAY, Ordering::Relaxed);
+        }
+        let Ok([time, count, born, settled]) = reply.as_ref().map(Vec::as_slice) else { return };
         self.limiter.clock.learn(*time, sent);
         self.limiter.replicas.store((*count).max(self.settings.replicas).max(1), Ordering::Relaxed);
         let is_lost = self.presence.born != 0 && self.presence.born != *born;
         if is_lost {
             tracing::warn!("Redis lost its data; it is told what was used");
         }
-        self.presence.born = *born;
-        let is_back = self.limiter.authority.load(Ordering::Relaxed) == AWAY && self.slow == 0;
-        if is_back {
+        let is_new = self.presence.link != link.number();
+        let is_settled = time >= settled;
+        (self.presence.born, self.presence.link, self.presence.settled) = (*born, link.number(), *settled);
+        let first = *self.presence.first.get_or_insert_with(Instant::now);
+        let was_away = self.limiter.authority.load(Ordering::Relaxed) == AWAY;
+        if was_away && is_settled && self.slow == 0 && first.elapsed() >= INTRODUCTION {
             tracing::info!(replicas = count, "limits are shared");
             self.limiter.authority.store(SHARED, Ordering::Relaxed);
+            self.limiter.start();
+        } else if !was_away && !is_settled {
+            self.limiter.authority.store(AWAY, Ordering::Relaxed);
         }
-        if is_back || is_lost {
+        if is_new || is_lost || was_away && is_settled {
             self.report_all(None);
         }
     }
@@ -461,6 +545,9 @@ impl Courier {
             self.presence.last = None;
         }
         self.show(trips);
+        if self.store.is_unreachable() || self.begun.elapsed() >= super::LONGEST_START {
+            self.limiter.start();
+        }
         if self.store.link().is_none() {
             self.limiter.authority.store(AWAY, Ordering::Relaxed);
             let tags: Vec<_> = self.desks.keys().cloned().collect();
@@ -491,11 +578,11 @@ impl Courier {
 
     /// Sends usage on its way.
     fn flush(&mut self, trips: &mut Trips) {
-        let table: Table = self.limiter.ledger.take();
-        for (day, rows) in table {
+        for (day, rows) in self.limiter.ledger.take() {
             for (row, amounts) in rows {
                 let tag: Arc<str> = super::encoded(&row.org).into();
-                self.desks.entry(tag).or_default().unsent.push((day, row, amounts));
+                let unsent = self.desks.entry(tag).or_default().unsent.entry(day).or_default();
+                unsent.entry(row).or_default().add(&amounts);
             }
         }
         let tags: Vec<_> = self.desks.keys().cloned().collect();
@@ -510,9 +597,17 @@ impl Courier {
             return;
         }
         if desk.usage.is_none() && !desk.unsent.is_empty() {
-            let most = desk.unsent.len().min(ROWS);
+            let mut rows = Vec::new();
+            while rows.len() < ROWS
+                && let Some(mut day) = desk.unsent.first_entry()
+            {
+                match day.get_mut().pop_first() {
+                    Some((row, amounts)) => rows.push((*day.key(), row, amounts)),
+                    None => drop(day.remove()),
+                }
+            }
             desk.sequence += 1;
-            desk.usage = Some((desk.sequence, desk.unsent.drain(..most).collect()));
+            desk.usage = Some((desk.sequence, rows));
         }
         let Some((sequence, rows)) = &desk.usage else { return };
         let mut call = USAGE.prepare_invoke();
@@ -588,6 +683,20 @@ fn decide_alone(limiter: &Limiter, mut waiting: Waiting) {
         Err(denial) => Err(denial),
     };
     drop(waiting.reply.send(answer));
+}
+
+/// Whether an error is of what stands in Redis, not of the connection.
+fn is_of_data(error: &redis::RedisError) -> bool {
+    error.code().is_some_and(|code| matches!(code, "WRONGTYPE" | "ERR" | "OOM" | "NOSCRIPT"))
+}
+
+/// Where it stands what is known of the data: in a cluster, each slot may lose its own.
+fn born_key(store: &Store, tag: &str) -> String {
+    store.key(if store.is_cluster() { tag } else { "replicas" }, "data")
+}
+
+fn settle(store: &Store) -> u64 {
+    micros(store.longest_return() + SETTLE)
 }
 
 fn micros(time: Duration) -> u64 {

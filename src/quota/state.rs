@@ -1,4 +1,6 @@
-//! State: what the only replica has counted, in a file, so that a restart forgets nothing.
+//! State: what the only replica has counted, in files, so that a restart forgets nothing.
+//!
+//! The counts are in one file; the usage of each day is in one of its own beside it, written when the day changed.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -6,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use chrono::NaiveDate;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -28,17 +31,14 @@ pub struct Settings {
 struct File {
     /// Start of the window and amount, by organisation and counter.
     counts: BTreeMap<String, (u64, u64)>,
-    usage: Vec<(chrono::NaiveDate, Row, Amounts)>,
 }
+
+/// The usage of a day.
+type Day = Vec<(Row, Amounts)>;
 
 /// Reads the file back, into the counters of the book that was made; what belongs to no limit of it is dropped.
 pub fn load(limiter: &Limiter, path: &Path) -> Result<(), String> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error.to_string()),
-    };
-    let file: File = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+    let Some(file) = read::<File>(path)? else { return Ok(()) };
     let now = limiter.clock.now();
     let registry = limiter.registry.lock().unwrap_or_else(PoisonError::into_inner);
     for (id, (start, taken)) in file.counts {
@@ -47,11 +47,41 @@ pub fn load(limiter: &Limiter, path: &Path) -> Result<(), String> {
         }
     }
     let mut table = Table::new();
-    for (day, row, amounts) in file.usage {
-        table.entry(day).or_default().insert(row, amounts);
+    for (day, path) in days(path).map_err(|e| e.to_string())? {
+        let rows = read::<Day>(&path).map_err(|reason| format!("{}: {reason}", path.display()))?;
+        table.entry(day).or_default().extend(rows.unwrap_or_default());
     }
     limiter.ledger.merge(table);
     Ok(())
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, String> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| e.to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The files of days beside the file of counts.
+fn days(path: &Path) -> std::io::Result<Vec<(NaiveDate, PathBuf)>> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let day = name.to_str().and_then(|name| name.strip_prefix(&prefix)).and_then(|day| day.parse().ok());
+        found.extend(day.map(|day| (day, entry.path())));
+    }
+    Ok(found)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
 }
 
 /// Writes the file every so often, and when `stop` changes.
@@ -65,7 +95,7 @@ pub async fn keep(limiter: Arc<Limiter>, settings: Settings, mut stop: watch::Re
         limiter.ledger.forget_before(first);
         if let Some(path) = settings.file.clone() {
             let limiter = Arc::clone(&limiter);
-            let saved = tokio::task::spawn_blocking(move || save(&limiter, &path)).await;
+            let saved = tokio::task::spawn_blocking(move || save(&limiter, &path, first)).await;
             if let Ok(Err(error)) = saved {
                 tracing::error!(%error, "the counts of limits can not be written");
             }
@@ -76,18 +106,33 @@ pub async fn keep(limiter: Arc<Limiter>, settings: Settings, mut stop: watch::Re
     }
 }
 
-fn save(limiter: &Limiter, path: &Path) -> std::io::Result<()> {
+/// Writes what changed, and removes days before `first`.
+fn save(limiter: &Limiter, path: &Path, first: NaiveDate) -> std::io::Result<()> {
     let now = limiter.clock.now();
     let registry = limiter.registry.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let counted = registry.iter().filter(|(_, counter)| counter.unit.is_some());
     let counts = counted.map(|(id, counter)| (id.to_string(), counter.used(now))).filter(|(_, (_, taken))| *taken > 0);
-    let usage = limiter.ledger.read(chrono::NaiveDate::MIN, chrono::NaiveDate::MAX);
-    let usage = usage.into_iter().flat_map(|(day, rows)| rows.into_iter().map(move |(row, a)| (day, row, a)));
-    let file = File { counts: counts.collect(), usage: usage.collect() };
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
+    write(path, &File { counts: counts.collect() })?;
+    for day in limiter.ledger.changed() {
+        let rows: Day = limiter.ledger.read(day, day).into_values().flatten().collect();
+        if let Err(error) = write(&beside(path, &day.to_string()), &rows) {
+            limiter.ledger.touch(day);
+            return Err(error);
+        }
+    }
+    for (day, path) in days(path)? {
+        if day < first {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file as a whole or not at all.
+fn write(path: &Path, content: &impl Serialize) -> std::io::Result<()> {
+    let aside = beside(path, "new");
     let mut written = std::fs::File::create(&aside)?;
-    written.write_all(&serde_json::to_vec(&file).map_err(std::io::Error::other)?)?;
+    written.write_all(&serde_json::to_vec(content).map_err(std::io::Error::other)?)?;
     written.sync_all()?;
     std::fs::rename(aside, path)
 }

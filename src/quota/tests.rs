@@ -199,3 +199,76 @@ async fn a_state_file_brings_counts_and_usage_back() {
     std::fs::write(&path, "{\"counts\": {").unwrap();
     assert!(state::load(&Limiter::local(), &path).is_err());
 }
+
+#[test]
+fn leases_last_for_the_pace_at_which_requests_come() {
+    let counter = Counter::new("c".into(), "o".into(), Some(Unit::Hour), limit::LARGEST);
+    let (mut now, mut trips) = (3_600_000_000, 0);
+    let mut trip = |now: u64, want: u64| {
+        let report = counter.report(now, want, want, false);
+        counter.granted(&report, now, report.want + report.extra, limit::LARGEST / 2);
+        trips += 1;
+    };
+    // 10 000 in a second.
+    for _ in 0..10_000 {
+        now += 100;
+        if counter.take(now, 1, Authority::Shared) == Take::Short {
+            trip(now, 1);
+            assert!(matches!(counter.take(now, 1, Authority::Shared), Take::Done(_)));
+        }
+        if counter.calls_for_more(now) {
+            assert!(!counter.calls_for_more(now), "once is enough");
+            trip(now, 0);
+        }
+    }
+    assert!((20..100).contains(&trips), "{trips}");
+    let report = counter.report(now, 0, 0, false);
+    assert!((10_000..11_100).contains(&(report.granted + report.extra)), "two leases at most: {report:?}");
+}
+
+#[test]
+fn a_time_that_was_read_before_a_window_began_forgets_nothing_of_it() {
+    let counter = Counter::new("c".into(), "o".into(), Some(Unit::Second), 2);
+    let now = 10_000_000_000;
+    assert!(matches!(counter.take(now, 2, Authority::Local), Take::Done(_)));
+    let (_, window) = counter.remaining(now - 1000, Authority::Local);
+    assert_eq!(window.start, now);
+    assert_eq!(counter.take(now + 1, 1, Authority::Local), Take::Refused);
+    // What was seen of another window says nothing of this one.
+    counter.seen(now + 1, now - 1_000_000, 0);
+    assert_eq!(counter.remaining(now + 1, Authority::Shared).0, 0);
+    // A clock that went back begins anew.
+    assert!(matches!(counter.take(now - 3_600_000_000, 1, Authority::Local), Take::Done(_)));
+}
+
+#[tokio::test]
+async fn a_limit_that_goes_and_comes_back_remembers() {
+    let limiter = Arc::new(Limiter::local());
+    let with = settings(limits(3));
+    let book = limiter.book(&with);
+    for _ in 0..3 {
+        limiter.begin(&book, book.account(&"a".into()).unwrap()).await.unwrap().settle();
+    }
+    limiter.book(&settings(Vec::new()));
+    let book = limiter.book(&with);
+    let refused = limiter.begin(&book, book.account(&"a".into()).unwrap()).await.err();
+    assert!(matches!(refused, Some(Refused::Exceeded(_))), "{refused:?}");
+}
+
+#[test]
+fn places_that_nobody_can_ask_for_are_shared_again_after_a_while() {
+    let counter = Counter::new("c".into(), "o".into(), None, 4);
+    let away = Authority::Away(OnOutage::LocalShare, 2, 2_000_000);
+    let report = counter.report(1, 1, 1, false);
+    counter.granted(&report, 1, 0, 0);
+    assert_eq!(counter.take(2, 1, away), Take::Refused);
+    assert!(matches!(counter.take(2_000_002, 2, away), Take::Done(_)));
+    assert_eq!(counter.take(2_000_003, 1, away), Take::Refused);
+}
+
+#[test]
+fn amounts_do_not_overflow() {
+    let mut sum = Amounts { input_tokens: u64::MAX - 1, ..Amounts::default() };
+    sum.add(&Amounts { input_tokens: 5, requests: 1, ..Amounts::default() });
+    assert_eq!((sum.input_tokens, sum.requests), (u64::MAX, 1));
+}

@@ -1,6 +1,6 @@
 //! Usage: who used what, by key, team, organisation, model and day.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::NaiveDate;
@@ -22,10 +22,14 @@ pub struct Amounts {
 impl Amounts {
     /// Adds another's.
     pub fn add(&mut self, other: &Self) {
-        self.requests += other.requests;
-        self.input_tokens += other.input_tokens;
-        self.output_tokens += other.output_tokens;
-        self.spend += other.spend;
+        for (held, more) in [
+            (&mut self.requests, other.requests),
+            (&mut self.input_tokens, other.input_tokens),
+            (&mut self.output_tokens, other.output_tokens),
+            (&mut self.spend, other.spend),
+        ] {
+            *held = held.saturating_add(more);
+        }
     }
 }
 
@@ -49,6 +53,8 @@ pub type Table = BTreeMap<NaiveDate, BTreeMap<Row, Amounts>>;
 #[derive(Default)]
 pub struct Ledger {
     table: Mutex<Table>,
+    /// Days that changed since they were saved.
+    changed: Mutex<BTreeSet<NaiveDate>>,
 }
 
 impl Ledger {
@@ -56,6 +62,20 @@ impl Ledger {
     pub fn add(&self, day: NaiveDate, row: Row, amounts: &Amounts) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.entry(day).or_default().entry(row).or_default().add(amounts);
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        if changed.last() != Some(&day) {
+            changed.insert(day);
+        }
+    }
+
+    /// The days that changed since this was asked last.
+    pub fn changed(&self) -> BTreeSet<NaiveDate> {
+        std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has a day saved again.
+    pub fn touch(&self, day: NaiveDate) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
     }
 
     /// A copy of the days from `first` to `last`.

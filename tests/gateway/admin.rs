@@ -16,6 +16,7 @@ use crate::support::*;
 mod api;
 mod cli;
 mod lost;
+mod mended;
 
 /// The token of [`ask`].
 pub const TOKEN: &str = "admin-token-of-the-tests";

@@ -27,3 +27,4 @@ mod sdk;
 mod shared;
 mod stream;
 mod tls;
+mod unwell;

@@ -48,7 +48,7 @@ async fn chat_once(gateway: &Gateway) -> Answer {
     gateway.chat(false).key(LIMITED).send().await
 }
 
-fn micros() -> u64 {
+pub(crate) fn micros() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros()).unwrap()
 }
 
@@ -93,7 +93,7 @@ async fn load(gateways: &Arc<Vec<Gateway>>, callers: usize, time: Duration) -> T
 
 /// How many of what was admitted can not have been admitted within `limit` for each second: a request may count in any
 /// second that it was under way in.
-fn above(admitted: &[(u64, u64)], limit: usize) -> usize {
+pub(crate) fn above(admitted: &[(u64, u64)], limit: usize) -> usize {
     let mut spans: Vec<(u64, u64)> = admitted.iter().map(|(from, to)| (from / 1_000_000, to / 1_000_000)).collect();
     spans.sort_by_key(|(from, to)| (*to, *from));
     let mut used: BTreeMap<u64, usize> = BTreeMap::new();

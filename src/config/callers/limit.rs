@@ -11,6 +11,8 @@ use crate::quota::price::nano;
 pub(super) struct Limits<'a> {
     known: &'a Known,
     fits: HashMap<(Kind, String), bool>,
+    /// Of patterns for models: whether they fit one that has a price.
+    priced: HashMap<String, bool>,
 }
 
 /// What a pattern is for.
@@ -23,7 +25,7 @@ enum Kind {
 
 impl<'a> Limits<'a> {
     pub(super) fn new(known: &'a Known) -> Self {
-        Self { known, fits: HashMap::new() }
+        Self { known, fits: HashMap::new(), priced: HashMap::new() }
     }
 
     /// The limits of the subject at `pointer`, but for those that are wrong in themselves.
@@ -40,7 +42,13 @@ impl<'a> Limits<'a> {
                     let reason = "the same limit stands here already, with another amount or the same; leave one out";
                     findings.push(Finding::wrong(pointer, reason));
                 }
-                Ok(((metric, amount), unit)) => read.push(Limit { metric, amount, unit, filter }),
+                Ok(((metric, amount), unit)) => {
+                    if metric == Metric::Spend && !self.has_price(&filter) {
+                        let reason = "no price is for any model that this limit fits, so nothing would ever count";
+                        findings.push(Finding::dangling(format!("{pointer}/spend"), reason));
+                    }
+                    read.push(Limit { metric, amount, unit, filter });
+                }
                 Err((below, reason)) => findings.push(Finding::wrong(format!("{pointer}{below}"), reason)),
             }
         }
@@ -68,6 +76,18 @@ impl<'a> Limits<'a> {
             pools: patterns(Kind::Pool, "pools", limit.pools),
             operations: patterns(Kind::Operation, "operations", limit.operations),
         }
+    }
+
+    /// Whether anything that the limit is for can cost something, as far as its models tell.
+    fn has_price(&mut self, filter: &Filter) -> bool {
+        if filter.models.is_empty() {
+            return !self.known.priced.is_empty();
+        }
+        let known = self.known;
+        filter.models.iter().any(|pattern| {
+            let fits = || known.priced.iter().any(|model| pattern.fits(model));
+            *self.priced.entry(pattern.0.clone()).or_insert_with(fits)
+        })
     }
 
     fn is_known(&mut self, kind: Kind, pattern: &str) -> bool {

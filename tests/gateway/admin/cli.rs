@@ -16,7 +16,7 @@ async fn nimgate(gateway: &Gateway, arguments: &[&str]) -> Output {
 }
 
 /// What a command prints that does what it should.
-async fn good(gateway: &Gateway, arguments: &[&str]) -> String {
+pub async fn good(gateway: &Gateway, arguments: &[&str]) -> String {
     let output = nimgate(gateway, arguments).await;
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success() && err.is_empty(), "{arguments:?}: {out}{err}");
@@ -24,13 +24,13 @@ async fn good(gateway: &Gateway, arguments: &[&str]) -> String {
 }
 
 /// What a command prints on stderr that does not.
-async fn bad(gateway: &Gateway, arguments: &[&str]) -> String {
+pub async fn bad(gateway: &Gateway, arguments: &[&str]) -> String {
     let output = nimgate(gateway, arguments).await;
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{arguments:?}");
     String::from_utf8(output.stderr).unwrap()
 }
 
-fn key_in(text: &str) -> String {
+pub fn key_in(text: &str) -> String {
     text.lines().find(|line| line.starts_with("ngk_")).unwrap().to_owned()
 }
 
