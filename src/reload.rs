@@ -53,7 +53,7 @@ impl Reloader {
                 ask = asked.recv() => {
                     let Some(answer) = ask else { return };
                     self.seen = print(&self.files);
-                    let result = self.reload(&mut probes).await;
+                    let result = self.reload(&mut probes, false).await;
                     let _ = answer.send(result);
                 }
                 () = tokio::time::sleep(look), if self.watch.is_some() && self.path.is_some() => {
@@ -61,20 +61,27 @@ impl Reloader {
                         let now = steady(&self.files).await;
                         // The print is taken first: a change while loading is seen next time.
                         self.seen = now;
-                        let _ = self.reload(&mut probes).await;
+                        let _ = self.reload(&mut probes, true).await;
                     }
                 }
             }
         }
     }
 
-    async fn reload(&mut self, probes: &mut JoinSet<()>) -> Result<u64, String> {
+    /// Loads the files; with `watching`, only if they stayed as they were seen while they were read.
+    async fn reload(&mut self, probes: &mut JoinSet<()>, watching: bool) -> Result<u64, String> {
         let Some(path) = self.path.clone() else { return Err("this process has no configuration file".into()) };
         let previous = self.snapshot.load_full();
         let directory = Arc::clone(&self.directory);
-        let loaded = tokio::task::spawn_blocking(move || load(&path, &directory, &previous)).await;
+        let seen = watching.then(|| (self.files.clone(), self.seen.clone()));
+        let loaded = tokio::task::spawn_blocking(move || load(&path, &directory, &previous, seen)).await;
         match loaded.map_err(|e| e.to_string()).and_then(|result| result) {
-            Ok((generation, files, listeners)) => {
+            Ok(None) => {
+                // Nothing was seen, so that they are read again.
+                self.seen = Print::new();
+                Err("the files changed while they were read".into())
+            }
+            Ok(Some((generation, files, listeners))) => {
                 if listeners != self.listeners {
                     tracing::warn!("the listeners changed in the file; they stay until the next start");
                 }
@@ -98,14 +105,23 @@ impl Reloader {
 
 type Loaded = (u64, Vec<PathBuf>, Vec<ListenerSettings>);
 
-/// Loads the files and puts them in force.
-fn load(path: &Path, directory: &Directory, previous: &Snapshot) -> Result<Loaded, String> {
-    let Config { proxy, files, listeners, .. } = config::load(path).map_err(|mistakes| mistakes.to_string())?;
+/// Loads the files and puts them in force; nothing if they are not as they were `seen` any more.
+fn load(
+    path: &Path,
+    directory: &Directory,
+    previous: &Snapshot,
+    seen: Option<(Vec<PathBuf>, Print)>,
+) -> Result<Option<Loaded>, String> {
+    let loaded = config::load(path);
+    if seen.is_some_and(|(files, seen)| print(&files) != seen) {
+        return Ok(None);
+    }
+    let Config { proxy, files, listeners, .. } = loaded.map_err(|mistakes| mistakes.to_string())?;
     let snapshot = Snapshot::compile(proxy, Some(previous))?;
     snapshot.look_up();
     let generation = snapshot.generation;
     directory.put_in_force(snapshot);
-    Ok((generation, files, listeners))
+    Ok(Some((generation, files, listeners)))
 }
 
 /// How long files have to stay as they are before they are read: they may be half written.

@@ -617,7 +617,10 @@ fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
         (
             "less money than there is",
             limits("[{spend: 1e-12, per: day}, {spend: 0, per: day}]"),
-            &["keys.yaml:4:15: keys[0].limits[0].spend: expected 0, or a number from 0.000000001 to 9000000"],
+            &[
+                "keys.yaml:4:15: keys[0].limits[0].spend: expected 0, or a number from 0.000000001 to 9000000",
+                "keys.yaml:4:41: keys[0].limits[1].spend: no price is for any model that this limit fits, so nothing would ever count",
+            ],
         ),
         (
             "not one of the words",
@@ -791,7 +794,7 @@ fn ten_thousand_keys_load() {
     }
     let models: String = (0..100).map(|model| format!("{{id: meta/model-{model}}}, ")).collect();
     let files = Files::new(&format!(
-        "{HEAD}pools:\n  - {{name: a, api: nim-llm, models: [{models}], endpoints: [{{url: http://127.0.0.1:1}}]}}\n"
+        "{HEAD}prices: [{{model: \"*\", per_request: 1}}]\npools:\n  - {{name: a, api: nim-llm, models: [{models}], endpoints: [{{url: http://127.0.0.1:1}}]}}\n"
     ));
     files.write("keys.yaml", &text);
     let path = files.0.path().join("c.yaml");

@@ -46,7 +46,9 @@ fn is_local(host: &Authority) -> bool {
     let name = host.host();
     let inner = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
     let is_address = inner.map_or_else(|| name.parse::<IpAddr>().is_ok(), |name| name.parse::<Ipv6Addr>().is_ok());
-    !host.as_str().contains('@') && (name.eq_ignore_ascii_case("localhost") || is_address)
+    // Neither a user before it nor a name behind its brackets.
+    let is_whole = host.as_str().strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+    is_whole && (name.eq_ignore_ascii_case("localhost") || is_address)
 }
 
 /// Whether a page of `origin` came from this listener. It speaks clear text.
@@ -54,4 +56,37 @@ fn is_of(origin: &HeaderValue, host: &Authority) -> bool {
     let origin = origin.as_bytes().strip_prefix(b"http://").and_then(|origin| Authority::try_from(origin).ok());
     let port = |authority: &Authority| authority.port_u16().unwrap_or(80);
     origin.is_some_and(|o| o.host().eq_ignore_ascii_case(host.host()) && port(&o) == port(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_taken(host: &str, origin: Option<&str>) -> bool {
+        let mut request = Request::builder().uri("/state").header(header::HOST, host);
+        if let Some(origin) = origin {
+            request = request.header(header::ORIGIN, origin);
+        }
+        refuse_others(&request.body(axum::body::Body::empty()).unwrap()).is_ok()
+    }
+
+    #[test]
+    fn names_that_others_give_out_are_refused() {
+        for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "10.0.0.1:80", "[::1]", "[::1]:9090"] {
+            assert!(is_taken(host, None), "{host}");
+        }
+        for host in ["", "evil.example", "localhost.evil.example", "[::1].evil.example", "a@localhost", "::1", "[a]"] {
+            assert!(!is_taken(host, None), "{host}");
+        }
+        assert!(refuse_others(&Request::new(axum::body::Body::empty())).is_err(), "no host at all");
+    }
+
+    #[test]
+    fn pages_of_other_origins_are_refused() {
+        assert!(is_taken("localhost", Some("http://LocalHost:80")));
+        assert!(is_taken("[::1]:9090", Some("http://[::1]:9090")));
+        for origin in ["http://localhost:3000", "https://localhost", "null", "", "http://evil.example"] {
+            assert!(!is_taken("localhost", Some(origin)), "{origin}");
+        }
+    }
 }

@@ -229,7 +229,13 @@ impl Counter {
         let soon = soon.saturating_add(want);
         let net = want.saturating_sub(keep);
         let extra = if is_final || idle && want == 0 { 0 } else { soon.saturating_sub(keep.saturating_sub(want)) };
-        Report { window: state.window, granted: state.granted, want: net, least: least.saturating_sub(keep).min(net), extra }
+        Report {
+            window: state.window,
+            granted: state.granted,
+            want: net,
+            least: least.saturating_sub(keep).min(net),
+            extra,
+        }
     }
 
     /// Takes in the reply to a report: what was granted on top, and what nobody has.

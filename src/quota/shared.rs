@@ -161,6 +161,8 @@ struct Desk {
     unsent: Table,
     /// Redis refused what was said last.
     is_broken: bool,
+    /// Its part of a cluster was not spoken to yet: it may have to settle before it is needed.
+    is_new: bool,
 }
 
 /// Counters in the order in which they came, each once.
@@ -270,7 +272,8 @@ impl Courier {
     fn start(&mut self, tag: &Arc<str>, is_final: bool, trips: &mut Trips) {
         let Some(link) = self.store.link() else { return self.decide_alone(tag) };
         let Some(desk) = self.desks.get_mut(tag) else { return };
-        if desk.is_under_way || (desk.waiting.is_empty() && desk.reports.is_empty() && desk.low.is_empty()) {
+        let has_none = desk.waiting.is_empty() && desk.reports.is_empty() && desk.low.is_empty();
+        if desk.is_under_way || has_none && !desk.is_new {
             return;
         }
         let limiter = &self.limiter;
@@ -314,7 +317,7 @@ impl Courier {
         {
             wanted.entry(Arc::as_ptr(&counter)).or_insert((counter, 0, 0));
         }
-        if wanted.is_empty() {
+        if wanted.is_empty() && !std::mem::take(&mut desk.is_new) {
             return;
         }
         let report = |(counter, want, least): (Arc<Counter>, u64, u64)| {
@@ -522,6 +525,28 @@ impl Courier {
         if is_new || is_lost || was_away && is_settled {
             self.report_all(None);
         }
+        if is_new && self.store.is_cluster() {
+            let registry = self.limiter.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            let tags: HashSet<_> = registry.values().map(|counter| Arc::clone(&counter.tag)).collect();
+            tags.into_iter().for_each(|tag| self.desks.entry(tag).or_default().is_new = true);
+        }
+        self.mend();
+    }
+
+    /// Tells Redis again what it refused, whether or not anybody asks meanwhile.
+    fn mend(&mut self) {
+        let broken: Vec<_> = self.desks.iter().filter(|(_, d)| d.is_broken).map(|(tag, _)| Arc::clone(tag)).collect();
+        for tag in broken {
+            self.report_all(Some(&tag));
+            if let Some(desk) = self.desks.get_mut(&tag)
+                && desk.reports.is_empty()
+                && !desk.is_under_way
+            {
+                // There is nothing more to tell.
+                desk.is_broken = false;
+                self.limiter.broken.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Puts every counter that holds something up for report, of one organisation or of all.
@@ -571,8 +596,12 @@ impl Courier {
         for counter in due {
             self.desks.entry(Arc::clone(&counter.tag)).or_default().reports.push(counter);
         }
-        let ready: Vec<_> =
-            self.desks.iter().filter(|(_, desk)| !desk.reports.is_empty()).map(|(tag, _)| Arc::clone(tag)).collect();
+        let ready: Vec<_> = self
+            .desks
+            .iter()
+            .filter(|(_, desk)| desk.is_new || !desk.reports.is_empty())
+            .map(|(tag, _)| Arc::clone(tag))
+            .collect();
         ready.iter().for_each(|tag| self.start(tag, false, trips));
     }
 
