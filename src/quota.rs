@@ -241,6 +241,8 @@ struct Charge {
     amount: u64,
     /// Start of the window that it was taken in.
     window: u64,
+    /// More should be asked for.
+    calls: bool,
 }
 
 impl Limiter {
@@ -428,9 +430,7 @@ impl Limiter {
             Ok(()) => {
                 let path = if matches!(authority, Authority::Away(..)) { &self.stats.away } else { &self.stats.local };
                 path.fetch_add(1, Ordering::Relaxed);
-                if authority == Authority::Shared {
-                    self.top_up(charges, now);
-                }
+                self.top_up(charges);
                 Ok(())
             }
             Err((at, Take::Short)) => self.ask(charges, at).await,
@@ -444,9 +444,9 @@ impl Limiter {
     fn take_now(&self, charges: &mut [Charge], now: u64, authority: Authority) -> Result<(), (usize, Take)> {
         for at in 0..charges.len() {
             let charge = &mut charges[at];
-            match charge.counter.take(now, charge.amount, authority) {
-                Take::Done(window) => charge.window = window,
-                failed => {
+            match charge.counter.take_ahead(now, charge.amount, authority) {
+                (Take::Done(window), calls) => (charge.window, charge.calls) = (window, calls),
+                (failed, _) => {
                     charges[..at].iter().for_each(Charge::give_back);
                     return Err((at, failed));
                 }
@@ -467,9 +467,9 @@ impl Limiter {
     }
 
     /// Asks for more before it is needed.
-    fn top_up(&self, charges: &[Charge], now: u64) {
+    fn top_up(&self, charges: &[Charge]) {
         let Some(desk) = &self.desk else { return };
-        for charge in charges.iter().filter(|c| c.counter.unit.is_some() && c.counter.calls_for_more(now)) {
+        for charge in charges.iter().filter(|charge| charge.calls) {
             let _ = desk.try_send(shared::Ask::TopUp(Arc::clone(&charge.counter)));
         }
     }
@@ -660,6 +660,7 @@ impl Reservation {
             metric: bound.limit.metric,
             amount: *amount,
             window: 0,
+            calls: false,
         }));
         // Taken out meanwhile: if this request is dropped while it waits, nothing that it did not get is given back.
         let mut asked = self.charges.split_off(first);
@@ -711,10 +712,12 @@ impl Reservation {
         self.cost(&self.used)
     }
 
-    /// How the limits stand that are for this request.
+    /// How the limits on requests and tokens stand that are for this request: what answers tell.
     pub fn standings(&self) -> Vec<Standing> {
         let (now, authority) = (self.limiter.clock.now(), self.limiter.authority());
+        let is_told = |limit: &Limit| limit.metric == Metric::Requests || limit.metric.is_tokens();
         let fitting = self.account.bounds().enumerate().filter(|(at, _)| self.fitting & bit(*at) != 0);
+        let fitting = fitting.filter(|(_, bound)| is_told(&bound.limit));
         fitting.map(|(_, bound)| bound.standing(now, authority)).collect()
     }
 

@@ -154,19 +154,20 @@ impl Counter {
     }
 
     /// Takes `amount` if it may.
+    #[cfg(test)]
     pub(super) fn take(&self, now: u64, amount: u64, authority: Authority) -> Take {
-        let limit = self.limit();
+        self.at(now).take(self.limit(), now, amount, authority)
+    }
+
+    /// The same, and says whether more should be asked for before somebody waits for it: to the first who finds that the
+    /// lease runs low, until the reply is there.
+    pub(super) fn take_ahead(&self, now: u64, amount: u64, authority: Authority) -> (Take, bool) {
         let mut state = self.at(now);
-        if state.taken.saturating_add(amount) <= state.allowed(now, limit, authority) {
-            state.taken += amount;
-            state.demand.add(now, amount);
-            state.used = now;
-            return Take::Done(state.window.start);
-        }
-        match authority {
-            Authority::Shared if amount <= limit && !state.is_known_short(now, amount) => Take::Short,
-            _ => Take::Refused,
-        }
+        let take = state.take(self.limit(), now, amount, authority);
+        let calls = matches!((take, authority), (Take::Done(_), Authority::Shared))
+            && self.unit.is_some()
+            && state.calls_for_more(now);
+        (take, calls)
     }
 
     /// Whether a lease runs low, so that more should be asked for before somebody waits for it.
@@ -175,13 +176,9 @@ impl Counter {
     }
 
     /// The same, but only to the first who asks, until the reply is there.
+    #[cfg(test)]
     pub(super) fn calls_for_more(&self, now: u64) -> bool {
-        let mut state = self.at(now);
-        let calls = state.runs_low(now) && now.saturating_sub(state.called) > HORIZON;
-        if calls {
-            state.called = now;
-        }
-        calls
+        self.at(now).calls_for_more(now)
     }
 
     /// Gives back what was taken in the window that started at `window`.
@@ -297,6 +294,27 @@ impl Counter {
 const BELIEF: [u64; 3] = [10_000, 50_000, 250_000];
 
 impl State {
+    fn take(&mut self, limit: u64, now: u64, amount: u64, authority: Authority) -> Take {
+        if self.taken.saturating_add(amount) <= self.allowed(now, limit, authority) {
+            self.taken += amount;
+            self.demand.add(now, amount);
+            self.used = now;
+            return Take::Done(self.window.start);
+        }
+        match authority {
+            Authority::Shared if amount <= limit && !self.is_known_short(now, amount) => Take::Short,
+            _ => Take::Refused,
+        }
+    }
+
+    fn calls_for_more(&mut self, now: u64) -> bool {
+        let calls = self.runs_low(now) && now.saturating_sub(self.called) > HORIZON;
+        if calls {
+            self.called = now;
+        }
+        calls
+    }
+
     /// How much may be taken in all.
     fn allowed(&self, now: u64, limit: u64, authority: Authority) -> u64 {
         match authority {
