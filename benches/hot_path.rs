@@ -256,21 +256,21 @@ mod pick {
                 balance::Settings { name: format!("127.0.0.1:{port}"), host: "127.0.0.1".into(), port, thresholds };
             Arc::new(Endpoint::new(settings, vec![SocketAddr::from(([127, 0, 0, 1], port))]))
         };
-        Pool::new((1..=size).map(endpoint).collect())
+        Pool::new((1..=size).map(endpoint).collect(), balance::Tuning::default())
     }
 
     /// A pick and the end of its lease.
-    #[divan::bench(args = [1, 4, 32])]
+    #[divan::bench(args = [1, 8, 32, 256])]
     fn among(bencher: Bencher<'_, '_>, endpoints: u16) {
         let pool = pool(endpoints);
-        bencher.bench(|| pool.pick(black_box(&[])).map(|lease| lease.address()));
+        bencher.bench(|| pool.pick(black_box(&balance::Ask::default()), balance::now()).map(|lease| lease.address()));
     }
 
     /// The same from two threads, which share the counters.
     #[divan::bench(args = [4, 32], threads = 2)]
     fn among_from_two_threads(bencher: Bencher<'_, '_>, endpoints: u16) {
         let pool = pool(endpoints);
-        bencher.bench(|| pool.pick(black_box(&[])).map(|lease| lease.address()));
+        bencher.bench(|| pool.pick(black_box(&balance::Ask::default()), balance::now()).map(|lease| lease.address()));
     }
 }
 

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::oneshot;
 
+use crate::balance::{self, Standing};
 use crate::config::SecretText;
 use crate::directory::Directory;
 use crate::proxy::snapshot::{PoolState, Snapshot};
@@ -176,7 +177,10 @@ async fn metrics(Extract(state): Extract<State>) -> Response {
     let snapshot = state.snapshot.load();
     let endpoints = snapshot.pools.iter().flat_map(|pool| {
         let name = pool.settings.name.as_str();
-        pool.pool.endpoints().iter().map(move |e| (name, e.name(), e.in_flight(), e.health().is_healthy()))
+        Arc::unwrap_or_clone(pool.pool.endpoints()).into_iter().map(move |e| {
+            let healthy = e.health().is_healthy();
+            (name, e.name().to_owned(), e.in_flight(), healthy)
+        })
     });
     match state.telemetry.page(endpoints, &limits(&state)) {
         Ok(page) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
@@ -199,12 +203,43 @@ fn limits(state: &State) -> Limits {
     }
 }
 
+/// How an endpoint stands: times in seconds, work in tokens or items.
+fn show_endpoint(pool: &PoolState, endpoint: &balance::Endpoint) -> Value {
+    let now = balance::now();
+    let until = match endpoint.standing(now) {
+        Standing::Paused(until) => Some(until.saturating_sub(now) as f64 / 1e6),
+        Standing::Closed | Standing::Trial => None,
+    };
+    let report = endpoint.heard().latest(now).map(|(report, age)| {
+        json!({
+            "running": report.running,
+            "waiting": report.waiting,
+            "capacity": report.capacity,
+            "kv_usage": report.kv_usage,
+            "age_s": age.as_secs_f64(),
+            "trusted": endpoint.heard().is_trusted(now),
+        })
+    });
+    let pace = endpoint.pace().map(|fit| json!({ "own": fit.own, "ahead": fit.ahead }));
+    json!({
+        "name": endpoint.name(),
+        "healthy": endpoint.health().is_healthy(),
+        "in_flight": endpoint.in_flight(),
+        "max_in_flight": pool.pool.tuning().max_in_flight,
+        "work": endpoint.work(),
+        "breaker": if endpoint.is_open() { "open" } else { "closed" },
+        "paused_s": until,
+        "seconds_per_work": pace,
+        "expected_s": pool.pool.expected(endpoint, now),
+        "report": report,
+    })
+}
+
 async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
     let snapshot = state.snapshot.load();
     let pool = |pool: &PoolState| {
-        let endpoints = pool.pool.endpoints().iter();
-        let endpoints = endpoints
-            .map(|e| json!({ "name": e.name(), "healthy": e.health().is_healthy(), "in_flight": e.in_flight() }));
+        let endpoints = pool.pool.endpoints();
+        let endpoints = endpoints.iter().map(|endpoint| show_endpoint(pool, endpoint));
         json!({
             "name": pool.settings.name.as_str(),
             "api": pool.settings.api.as_str(),

@@ -1,17 +1,31 @@
 //! Balance: which endpoint of the pool takes this request?
 //!
-//! Power of two choices by requests in flight, among healthy endpoints. A [`Lease`] counts as load from the pick until
-//! it is dropped, however the request ends. Probing and connecting are done elsewhere and reported here.
+//! By default the one that is expected to finish it soonest, by what was learned of each from its own answers, of a few
+//! random ones. A [`Lease`] counts as load from the pick until it is dropped, however the request ends. Probing,
+//! scraping, finding and connecting are done elsewhere and reported here. Times are microseconds of [`now`].
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
+
+pub mod affinity;
+mod breaker;
 mod health;
+mod report;
+mod work;
 
+pub use breaker::{BreakerSettings, Standing, Verdict};
 pub use health::{Health, Thresholds};
+pub use report::{Heard, Report};
+pub use work::{Fit, Pace};
 
-/// One endpoint as configured.
+use affinity::{Chain, Memory};
+use breaker::Breaker;
+
+/// One endpoint as configured or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// How it is named in answers, logs and metrics: host and port of its URL.
@@ -24,27 +38,141 @@ pub struct Settings {
     pub thresholds: Thresholds,
 }
 
+/// How a pool chooses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// By what.
+    pub policy: Policy,
+    /// How many random endpoints are compared; all of a pool that has no more.
+    pub choices: usize,
+    /// Most requests in flight on one endpoint.
+    pub max_in_flight: usize,
+    /// How answers change what it gets.
+    pub breaker: BreakerSettings,
+    /// The age at which a report of an endpoint is no longer used.
+    pub stale_after: Duration,
+    /// Most beginnings of conversations that are remembered; 0 for no affinity.
+    pub affinity: usize,
+    /// When all endpoints look bad, whether the best of them is tried.
+    pub try_sick: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            policy: Policy::Work,
+            choices: 8,
+            max_in_flight: 1024,
+            breaker: BreakerSettings::default(),
+            stale_after: Duration::from_secs(5),
+            affinity: 0,
+            try_sick: true,
+        }
+    }
+}
+
+/// What endpoints are compared by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The time in which they are expected to finish the request.
+    #[default]
+    Work,
+    /// Requests of this gateway in flight.
+    LeastInFlight,
+    /// Turns.
+    RoundRobin,
+    /// Nothing.
+    Random,
+}
+
+/// The load that an affine request may find above the pool's mean before another endpoint is better.
+const AFFINE_BOUND: f64 = 1.5;
+/// Requests above the mean that are always allowed for affinity.
+const AFFINE_SLACK: f64 = 2.0;
+/// How much later than the best the affine endpoint may be expected to finish.
+const AFFINE_PATIENCE: f64 = 4.0;
+/// What is taken for granted of a pool that nothing is known of: seconds for a unit of work.
+const UNKNOWN: Fit = Fit { own: 0.01, ahead: 0.01 / 16.0 };
+/// Weight of the latest in the means of a pool.
+const LATEST: f64 = 0.05;
+
+/// Microseconds since this process began to count, never 0.
+pub fn now() -> u64 {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    let since = EPOCH.get_or_init(Instant::now).elapsed();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_add(1)
+}
+
 /// One backend address with its load and health. Lives on across reloads that keep it.
 #[derive(Debug)]
 pub struct Endpoint {
     settings: Settings,
+    id: u64,
     addresses: RwLock<Vec<SocketAddr>>,
     in_flight: AtomicUsize,
+    /// Work in flight, in thousandths.
+    work: AtomicU64,
+    /// Sum of the times at which what is in flight began; wraps.
+    begun: AtomicU64,
     next_address: AtomicUsize,
     health: Health,
+    breaker: Breaker,
+    pace: Pace,
+    heard: Heard,
 }
 
 /// Interchangeable endpoints.
 #[derive(Debug)]
 pub struct Pool {
-    endpoints: Vec<Arc<Endpoint>>,
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    common: Arc<Common>,
+}
+
+/// What the endpoints of a pool have in common. Lives on across reloads.
+#[derive(Debug)]
+pub struct Common {
+    tuning: ArcSwap<Tuning>,
+    pace: Pace,
+    /// Mean work of a request and mean output, as bits.
+    mean_work: AtomicU64,
+    mean_output: AtomicU64,
+    turn: AtomicUsize,
+    memory: ArcSwap<Memory>,
 }
 
 /// One request in flight on an endpoint; gives its place back when dropped.
 #[derive(Debug)]
 pub struct Lease {
     endpoint: Arc<Endpoint>,
+    common: Arc<Common>,
     address: SocketAddr,
+    work: f64,
+    /// Work in flight when it was picked, without its own.
+    ahead: f64,
+    begun: u64,
+    is_trial: bool,
+    /// What was expected of it, in seconds: without and with the endpoint's reports.
+    expected: (f64, f64),
+    verdict: Verdict,
+    /// Work that it turned out to be, when it ended well.
+    done: Option<f64>,
+}
+
+/// What a request asks of a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Units of work that it is expected to be; at least a thousandth.
+    pub work: f64,
+    /// The beginnings of its conversation.
+    pub chain: Option<&'a Chain>,
+    /// Endpoints that were tried for it.
+    pub tried: &'a [Arc<Endpoint>],
+}
+
+impl Default for Ask<'_> {
+    fn default() -> Self {
+        Self { work: 1.0, chain: None, tried: &[] }
+    }
 }
 
 /// Why no endpoint can take the request.
@@ -54,46 +182,284 @@ pub enum NoEndpoint {
     AllUnhealthy,
     /// Each was tried for this request.
     AllTried,
+    /// Each works on as many requests as it may.
+    AllFull,
+}
+
+/// What an endpoint may get at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Grade {
+    /// Requests.
+    Usable,
+    /// Requests when none is usable: it asked for a pause, its breaker is open, its probes fail.
+    Sick,
+    /// None.
+    Out,
 }
 
 impl Pool {
     /// A pool of these endpoints.
-    pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
-        Self { endpoints }
+    pub fn new(endpoints: Vec<Arc<Endpoint>>, tuning: Tuning) -> Self {
+        let common = Common {
+            memory: ArcSwap::from_pointee(Memory::new(tuning.affinity)),
+            tuning: ArcSwap::from_pointee(tuning),
+            pace: Pace::default(),
+            mean_work: AtomicU64::new(1.0_f64.to_bits()),
+            mean_output: AtomicU64::new(0),
+            turn: AtomicUsize::new(0),
+        };
+        Self::sharing(endpoints, Arc::new(common))
+    }
+
+    /// A pool of these endpoints that knows what the one before it knew.
+    pub fn succeeding(before: &Self, endpoints: Vec<Arc<Endpoint>>, tuning: Tuning) -> Self {
+        let common = &before.common;
+        if common.tuning.load().affinity != tuning.affinity {
+            common.memory.store(Arc::new(Memory::new(tuning.affinity)));
+        }
+        common.tuning.store(Arc::new(tuning));
+        Self::sharing(endpoints, Arc::clone(common))
+    }
+
+    fn sharing(endpoints: Vec<Arc<Endpoint>>, common: Arc<Common>) -> Self {
+        Self { endpoints: ArcSwap::from_pointee(endpoints), common }
     }
 
     /// Its endpoints, in the order of the configuration.
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
+    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.endpoints.load_full()
     }
 
-    /// Whether any endpoint takes requests.
+    /// Replaces its endpoints by what was found. Those that stay keep their load and health; new ones beside them begin
+    /// with a small share; requests on those that go are not cut.
+    pub fn replace(&self, found: Vec<(Settings, SocketAddr)>, now: u64) {
+        let before = self.endpoints();
+        let endpoint = |(settings, address): (Settings, SocketAddr)| {
+            if let Some(known) = before.iter().find(|e| e.settings == settings) {
+                return Arc::clone(known);
+            }
+            let new = Endpoint::new(settings, vec![address]);
+            if !before.is_empty() {
+                new.breaker.came_back(now);
+            }
+            Arc::new(new)
+        };
+        self.endpoints.store(Arc::new(found.into_iter().map(endpoint).collect()));
+    }
+
+    /// How it chooses.
+    pub fn tuning(&self) -> Arc<Tuning> {
+        self.common.tuning.load_full()
+    }
+
+    /// Whether any endpoint takes requests, as far as probes say.
     pub fn is_available(&self) -> bool {
-        self.endpoints.iter().any(|e| e.is_available())
+        self.endpoints.load().iter().any(|e| e.is_available())
     }
 
-    /// The less loaded of two random healthy endpoints, leaving out those that were `tried`.
-    pub fn pick(&self, tried: &[Arc<Endpoint>]) -> Result<Lease, NoEndpoint> {
-        let is_tried = |endpoint: &Arc<Endpoint>| tried.iter().any(|t| Arc::ptr_eq(t, endpoint));
-        let usable: smallest::Indices = (0..self.endpoints.len())
-            .filter(|i| self.endpoints[*i].is_available() && !is_tried(&self.endpoints[*i]))
+    /// Whether any endpoint looks well, full or not.
+    pub fn is_well(&self, now: u64) -> bool {
+        self.endpoints.load().iter().any(|e| e.is_well(now))
+    }
+
+    /// Requests that it may have in flight: the bound of each endpoint that looks well, or of all if none does.
+    pub fn capacity(&self, now: u64) -> usize {
+        let endpoints = self.endpoints.load();
+        let most = self.common.tuning.load().max_in_flight;
+        let well = endpoints.iter().filter(|e| e.is_well(now)).count();
+        let counted = if well > 0 { well } else { endpoints.len() };
+        most.saturating_mul(counted)
+    }
+
+    /// The output that is expected of a request that may have at most so much: callers allow far more than they get.
+    pub fn expected_output(&self, most: u64) -> f64 {
+        let mean = f64::from_bits(self.common.mean_output.load(Ordering::Relaxed));
+        if mean > 0.0 { (2.0 * mean).min(most as f64) } else { most as f64 }
+    }
+
+    /// Learns how much output a request had.
+    pub fn note_output(&self, output: u64) {
+        let cell = &self.common.mean_output;
+        let mean = f64::from_bits(cell.load(Ordering::Relaxed));
+        let output = output as f64;
+        let next = if mean > 0.0 { mean + (output - mean) * LATEST } else { output };
+        cell.store(next.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Seconds in which an endpoint of it is expected to finish a request of the usual work.
+    pub fn expected(&self, endpoint: &Endpoint, now: u64) -> f64 {
+        endpoint.expected(self.common.mean_work(), self.common.usual(), &self.common.tuning.load(), now)
+    }
+
+    /// Picks the endpoint for a request, leaving out those that were tried.
+    pub fn pick(&self, ask: &Ask<'_>, now: u64) -> Result<Lease, NoEndpoint> {
+        let endpoints = self.endpoints.load();
+        let tuning = self.common.tuning.load();
+        let work = ask.work.clamp(0.001, 1e12);
+        // An endpoint may fill up between the look and the take.
+        for _ in 0..4 {
+            let chosen = self.choose(&endpoints, &tuning, work, ask, now)?;
+            let endpoint = &endpoints[chosen];
+            if let Some(lease) = self.take(endpoint, tuning.max_in_flight, work, now) {
+                if let Some(chain) = ask.chain.filter(|_| tuning.affinity > 0) {
+                    self.common.memory.load().note(chain, endpoint.id);
+                }
+                return Ok(lease);
+            }
+        }
+        Err(NoEndpoint::AllFull)
+    }
+
+    fn choose(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        tuning: &Tuning,
+        work: f64,
+        ask: &Ask<'_>,
+        now: u64,
+    ) -> Result<usize, NoEndpoint> {
+        let is_tried = |endpoint: &Arc<Endpoint>| ask.tried.iter().any(|t| Arc::ptr_eq(t, endpoint));
+        let (mut is_full, mut is_sick) = (false, false);
+        let usable: smallest::Indices = (0..endpoints.len())
+            .filter(|i| {
+                let endpoint = &endpoints[*i];
+                let is_out = is_tried(endpoint) || endpoint.grade(now) == Grade::Out;
+                let has_room = is_out || endpoint.in_flight() < tuning.max_in_flight;
+                is_full |= !has_room;
+                let is_usable = !is_out && has_room && endpoint.grade(now) == Grade::Usable;
+                is_sick |= !is_out && has_room && !is_usable;
+                is_usable
+            })
             .collect();
-        let chosen = match usable.as_slice() {
-            [] if tried.is_empty() => return Err(NoEndpoint::AllUnhealthy),
-            [] => return Err(NoEndpoint::AllTried),
-            [one] => *one,
-            several => {
-                let first = fastrand::usize(..several.len());
-                let second = (first + fastrand::usize(1..several.len())) % several.len();
-                let (a, b) = (several[first], several[second]);
-                if self.endpoints[b].in_flight() < self.endpoints[a].in_flight() { b } else { a }
+        let usable = usable.as_slice();
+        if usable.is_empty() {
+            if is_full {
+                return Err(NoEndpoint::AllFull);
+            }
+            let may_try = |e: &Endpoint| tuning.try_sick || e.health.is_healthy();
+            let sick = (0..endpoints.len())
+                .filter(|_| is_sick)
+                .filter(|i| !is_tried(&endpoints[*i]) && endpoints[*i].grade(now) == Grade::Sick)
+                .filter(|i| may_try(&endpoints[*i]) && endpoints[*i].in_flight() < tuning.max_in_flight);
+            let best = sick.min_by_key(|i| endpoints[*i].sickness(now));
+            return best.ok_or(if ask.tried.is_empty() { NoEndpoint::AllUnhealthy } else { NoEndpoint::AllTried });
+        }
+        if let [one] = usable {
+            return Ok(*one);
+        }
+        let chosen = match tuning.policy {
+            Policy::Random => usable[fastrand::usize(..usable.len())],
+            Policy::RoundRobin => usable[self.common.turn.fetch_add(1, Ordering::Relaxed) % usable.len()],
+            Policy::LeastInFlight => {
+                let first = fastrand::usize(..usable.len());
+                let turned = (0..usable.len()).map(|i| usable[(first + i) % usable.len()]);
+                turned.min_by_key(|i| endpoints[*i].in_flight()).unwrap_or(usable[0])
+            }
+            Policy::Work => {
+                let best = self.soonest(endpoints, usable, tuning, work, now);
+                let near = ask.chain.filter(|chain| tuning.affinity > 0 && !chain.is_empty());
+                near.and_then(|chain| self.nearest(endpoints, usable, tuning, work, chain, best, now)).unwrap_or(best.0)
             }
         };
-        let endpoint = Arc::clone(&self.endpoints[chosen]);
-        let address = endpoint.address().ok_or(NoEndpoint::AllUnhealthy)?;
-        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ok(Lease { endpoint, address })
+        Ok(chosen)
     }
+
+    /// Of a few random endpoints the one that is expected to finish first, and when, in seconds.
+    fn soonest(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        usable: &[usize],
+        tuning: &Tuning,
+        work: f64,
+        now: u64,
+    ) -> (usize, f64) {
+        let usual = self.common.usual();
+        let time = |at: usize| (at, endpoints[at].expected(work, usual, tuning, now));
+        let mut best = (usable[0], f64::INFINITY);
+        let mut look = |at: usize| {
+            let found = time(at);
+            if found.1 < best.1 {
+                best = found;
+            }
+        };
+        let first = fastrand::usize(..usable.len());
+        if usable.len() <= tuning.choices {
+            // From a random one on, so that the first does not win all ties.
+            (0..usable.len()).for_each(|i| look(usable[(first + i) % usable.len()]));
+        } else {
+            look(usable[first]);
+            // Repetitions are rare in a large pool, and harmless.
+            (1..tuning.choices.max(2)).for_each(|_| look(usable[fastrand::usize(..usable.len())]));
+        }
+        best
+    }
+
+    /// The endpoint that has seen the request's beginnings, unless it has too much to do.
+    #[expect(clippy::too_many_arguments, reason = "one caller, which has them at hand")]
+    fn nearest(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        usable: &[usize],
+        tuning: &Tuning,
+        work: f64,
+        chain: &Chain,
+        best: (usize, f64),
+        now: u64,
+    ) -> Option<usize> {
+        let usual = self.common.usual();
+        let total: usize = usable.iter().map(|i| endpoints[*i].in_flight()).sum();
+        let bound = AFFINE_BOUND * total as f64 / usable.len() as f64 + AFFINE_SLACK;
+        let may = |i: &usize| {
+            (endpoints[*i].in_flight() as f64) < bound
+                && endpoints[*i].expected(work, usual, tuning, now) <= best.1 * AFFINE_PATIENCE
+        };
+        let seen = self.common.memory.load().find(chain).map(|(id, _)| id);
+        let known = seen.and_then(|id| usable.iter().find(|i| endpoints[**i].id == id)).filter(|i| may(i));
+        if let Some(known) = known {
+            return Some(*known);
+        }
+        let origin = Memory::origin(chain)?;
+        let open = usable.iter().filter(|i| may(i));
+        open.max_by_key(|i| affinity::rank(origin, endpoints[**i].id)).copied()
+    }
+
+    fn take(&self, endpoint: &Arc<Endpoint>, most: usize, work: f64, now: u64) -> Option<Lease> {
+        let address = endpoint.address()?;
+        let one_more = |n: usize| (n < most).then_some(n + 1);
+        endpoint.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        let ahead = endpoint.work.fetch_add(thousandths(work), Ordering::Relaxed) as f64 / 1000.0;
+        endpoint.begun.fetch_add(now, Ordering::Relaxed);
+        let tuning = self.common.tuning.load();
+        let fit = endpoint.pace.fit_at(now, self.common.usual());
+        let foreign = endpoint.heard.deviation(now, tuning.stale_after) * self.common.mean_work();
+        let expected = (fit.seconds(work, ahead), fit.seconds(work, (ahead + foreign).max(0.0)));
+        Some(Lease {
+            is_trial: endpoint.breaker.sent(now),
+            endpoint: Arc::clone(endpoint),
+            common: Arc::clone(&self.common),
+            address,
+            work,
+            ahead,
+            begun: now,
+            expected,
+            verdict: Verdict::Nothing,
+            done: None,
+        })
+    }
+}
+
+impl Common {
+    fn usual(&self) -> Fit {
+        self.pace.fit().unwrap_or(UNKNOWN)
+    }
+
+    fn mean_work(&self) -> f64 {
+        f64::from_bits(self.mean_work.load(Ordering::Relaxed))
+    }
+}
+
+fn thousandths(work: f64) -> u64 {
+    (work * 1000.0) as u64
 }
 
 /// A list of indices that needs no allocation for pools of usual size.
@@ -136,11 +502,17 @@ impl Endpoint {
     pub fn new(settings: Settings, addresses: Vec<SocketAddr>) -> Self {
         let health = Health::new(settings.thresholds);
         Self {
+            id: affinity::hash(&[settings.name.as_bytes()]),
             settings,
             addresses: RwLock::new(addresses),
             in_flight: AtomicUsize::new(0),
+            work: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
             next_address: AtomicUsize::new(0),
             health,
+            breaker: Breaker::default(),
+            pace: Pace::default(),
+            heard: Heard::default(),
         }
     }
 
@@ -159,9 +531,48 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Work of this gateway that it has, in units.
+    pub fn work(&self) -> f64 {
+        self.work.load(Ordering::Relaxed) as f64 / 1000.0
+    }
+
     /// What probes say of it.
     pub fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Takes a probe's result; answers the new state when it changed. One that is well again begins with a small share.
+    pub fn probed(&self, success: bool, now: u64) -> Option<bool> {
+        let changed = self.health.observe(success);
+        if changed == Some(true) {
+            self.breaker.came_back(now);
+        }
+        changed
+    }
+
+    /// What its answers say of it.
+    pub fn standing(&self, now: u64) -> Standing {
+        self.breaker.standing(now)
+    }
+
+    /// Whether its failures opened its breaker.
+    pub fn is_open(&self) -> bool {
+        self.breaker.is_open()
+    }
+
+    /// What was learned of it.
+    pub fn pace(&self) -> Option<Fit> {
+        self.pace.fit()
+    }
+
+    /// What it reports of itself.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// Takes what it reports of itself.
+    pub fn report(&self, report: Report, now: u64) {
+        self.heard.hear(report, self.in_flight(), now);
     }
 
     /// Replaces what its name resolves to.
@@ -170,7 +581,48 @@ impl Endpoint {
     }
 
     fn is_available(&self) -> bool {
-        self.health.is_healthy() && !self.addresses.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty()
+        self.health.is_healthy() && self.has_address()
+    }
+
+    fn has_address(&self) -> bool {
+        !self.addresses.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty()
+    }
+
+    fn is_well(&self, now: u64) -> bool {
+        self.grade(now) == Grade::Usable
+    }
+
+    fn grade(&self, now: u64) -> Grade {
+        if !self.has_address() {
+            Grade::Out
+        } else if self.health.is_healthy() && !matches!(self.breaker.standing(now), Standing::Paused(_)) {
+            Grade::Usable
+        } else {
+            Grade::Sick
+        }
+    }
+
+    /// Of two that look bad, the one with less of it is tried: probed well, not broken, back sooner, less to do.
+    fn sickness(&self, now: u64) -> (bool, bool, u64, usize) {
+        let until = if let Standing::Paused(until) = self.breaker.standing(now) { until } else { 0 };
+        (!self.health.is_healthy(), self.breaker.is_open(), until, self.in_flight())
+    }
+
+    /// Seconds in which it is expected to finish a request of `work`.
+    pub fn expected(&self, work: f64, usual: Fit, tuning: &Tuning, now: u64) -> f64 {
+        let fit = self.pace.fit_at(now, usual);
+        let (count, own) = (self.in_flight() as f64, self.work());
+        let foreign = self.heard.trusted(now, tuning.stale_after) * (own / count.max(1.0)).max(work);
+        let mut seconds = fit.seconds(work, (own + foreign).max(0.0));
+        if count > 0.0 {
+            // What is there waits longer than it should: it has become slower, though no answer says so yet.
+            let waited = (count * now as f64 - self.begun.load(Ordering::Relaxed) as f64) / count / 1e6;
+            let each = own / count;
+            if each > 0.0 && waited > fit.seconds(each, own - each) {
+                seconds = seconds.max(2.0 * waited * work / each);
+            }
+        }
+        seconds / self.breaker.share(&tuning.breaker, now)
     }
 
     /// The next of its addresses, in turn.
@@ -191,57 +643,40 @@ impl Lease {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// Notes what the attempt says of the endpoint; the last note counts when the lease ends.
+    pub fn judge(&mut self, verdict: Verdict) {
+        self.verdict = verdict;
+    }
+
+    /// Notes that the answer is whole, and how much work it turned out to be, so that the endpoint's pace is learned.
+    pub fn finished(&mut self, work: Option<f64>) {
+        self.verdict = Verdict::Good;
+        self.done = Some(work.unwrap_or(self.work).clamp(0.001, 1e12));
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let Self { endpoint, common, .. } = self;
+        let now = now();
+        endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        endpoint.work.fetch_sub(thousandths(self.work), Ordering::Relaxed);
+        endpoint.begun.fetch_sub(self.begun, Ordering::Relaxed);
+        if let Some(work) = self.done {
+            let seconds = now.saturating_sub(self.begun) as f64 / 1e6;
+            endpoint.pace.learn(work, self.ahead, seconds, now);
+            common.pace.learn(work, self.ahead, seconds, now);
+            endpoint.heard.proved(self.expected, seconds, now);
+            let mean = common.mean_work();
+            common.mean_work.store((mean + (work - mean) * LATEST).to_bits(), Ordering::Relaxed);
+        }
+        let changed = endpoint.breaker.judge(self.verdict, self.is_trial, &common.tuning.load().breaker, now);
+        if let Some(is_open) = changed {
+            tracing::warn!(endpoint = endpoint.name(), is_open, "endpoint's breaker changed");
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pool(size: u16) -> Pool {
-        let endpoint = |port: u16| {
-            let thresholds = Thresholds { unhealthy_after: 1, healthy_after: 1 };
-            let settings = Settings { name: port.to_string(), host: "h".into(), port, thresholds };
-            Arc::new(Endpoint::new(settings, vec![([127, 0, 0, 1], port).into()]))
-        };
-        Pool::new((1..=size).map(endpoint).collect())
-    }
-
-    #[test]
-    fn a_busy_endpoint_gets_less_and_a_dropped_lease_gives_back() {
-        let pool = pool(2);
-        let busy: Vec<Lease> = (0..10).map(|_| pool.pick(&[]).unwrap()).collect();
-        let loads: Vec<usize> = pool.endpoints().iter().map(|e| e.in_flight()).collect();
-        assert_eq!(loads, [5, 5]);
-        drop(busy);
-        assert!(pool.endpoints().iter().all(|e| e.in_flight() == 0));
-    }
-
-    #[test]
-    fn unhealthy_and_tried_endpoints_are_left_out() {
-        let pool = pool(3);
-        pool.endpoints()[0].health().observe(false);
-        let first = pool.pick(&[]).unwrap().endpoint().clone();
-        let second = pool.pick(std::slice::from_ref(&first)).unwrap().endpoint().clone();
-        assert!(!Arc::ptr_eq(&first, &second) && ![first.name(), second.name()].contains(&"1"));
-        assert_eq!(pool.pick(&[first, second]).unwrap_err(), NoEndpoint::AllTried);
-        for endpoint in pool.endpoints() {
-            endpoint.health().observe(false);
-        }
-        assert_eq!(pool.pick(&[]).unwrap_err(), NoEndpoint::AllUnhealthy);
-        assert!(!pool.is_available());
-    }
-
-    #[test]
-    fn a_large_pool_is_used_whole() {
-        let pool = pool(40);
-        let leases: Vec<Lease> = (0..4000).map(|_| pool.pick(&[]).unwrap()).collect();
-        assert!(pool.endpoints().iter().all(|e| (80..120).contains(&e.in_flight())));
-        drop(leases);
-    }
-}
+mod tests;

@@ -99,6 +99,8 @@ pub enum Failure {
     NoHealthyEndpoint(Blame),
     /// No connection to the backend.
     ConnectFailed,
+    /// Each endpoint works on as many requests as it may.
+    PoolFull,
     /// No TLS with the backend.
     TlsFailed,
     /// The backend closed the connection before or within its answer.
@@ -166,6 +168,7 @@ impl Failure {
             Self::ClientClosed => Row("client_closed", 499, Client),
             Self::ClientStalled => Row("client_stalled", 499, Client),
             Self::NoHealthyEndpoint(blame) => Row("no_healthy_endpoint", 503, *blame),
+            Self::PoolFull => Row("pool_full", 503, Gateway),
             Self::ConnectFailed => Row("connect_failed", 502, Network),
             Self::TlsFailed => Row("tls_failed", 502, Network),
             Self::UpstreamClosed => Row("upstream_closed", 502, Network),
@@ -210,6 +213,7 @@ impl Failure {
             balance::NoEndpoint::AllUnhealthy if by_platform => Self::NoHealthyEndpoint(Blame::Platform),
             balance::NoEndpoint::AllUnhealthy => Self::NoHealthyEndpoint(Blame::InferenceService),
             balance::NoEndpoint::AllTried => Self::ConnectFailed,
+            balance::NoEndpoint::AllFull => Self::PoolFull,
         }
     }
 
@@ -249,6 +253,7 @@ impl Failure {
             Self::ClientClosed => "The client closed the request.".into(),
             Self::ClientStalled => "The client stopped reading the answer.".into(),
             Self::NoHealthyEndpoint(_) => "No endpoint of the pool is healthy at the moment.".into(),
+            Self::PoolFull => "Every endpoint of the pool works on as many requests as it may.".into(),
             Self::ConnectFailed => "The gateway could not connect to any endpoint of the pool.".into(),
             Self::TlsFailed => "The gateway could not establish TLS with the backend.".into(),
             Self::UpstreamClosed => "The backend closed the connection before its answer was complete.".into(),

@@ -16,11 +16,12 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::task::JoinSet;
 
-use crate::balance::Endpoint;
+use crate::balance::{Endpoint, now};
 use crate::proxy::settings::{PoolSettings, TlsSettings};
 use crate::proxy::snapshot::Snapshot;
 
-type HttpClient = Client<hyper_rustls::HttpsConnector<HttpConnector>, Empty<Bytes>>;
+/// A client for the endpoints of one pool.
+pub(crate) type HttpClient = Client<hyper_rustls::HttpsConnector<HttpConnector>, Empty<Bytes>>;
 
 /// How often names are looked up when the pool is not probed.
 const LOOK_UP: Duration = Duration::from_secs(10);
@@ -29,9 +30,9 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 pub fn start(snapshot: &Snapshot) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for state in &snapshot.pools {
-        let client = client(state.settings.tls.as_ref());
+        let client = client(state.settings.tls.as_ref(), 0);
         let settings = Arc::new(state.settings.clone());
-        for endpoint in state.pool.endpoints() {
+        for endpoint in state.pool.endpoints().iter() {
             tasks.spawn(watch(Arc::clone(endpoint), Arc::clone(&settings), client.clone()));
         }
     }
@@ -44,7 +45,7 @@ async fn watch(endpoint: Arc<Endpoint>, settings: Arc<PoolSettings>, client: Htt
         look_up(&endpoint).await;
         if let Some(probe) = &settings.probe {
             let ready = tokio::time::timeout(probe.timeout, ask(&client, &endpoint, &settings, &probe.path)).await;
-            if let Some(healthy) = endpoint.health().observe(ready == Ok(true)) {
+            if let Some(healthy) = endpoint.probed(ready == Ok(true), now()) {
                 tracing::warn!(pool = %settings.name, endpoint = endpoint.name(), healthy, "endpoint changed health");
             }
         }
@@ -77,7 +78,8 @@ async fn ask(client: &HttpClient, endpoint: &Endpoint, settings: &PoolSettings, 
     client.request(request).await.is_ok_and(|answer| answer.status().is_success())
 }
 
-fn client(tls: Option<&TlsSettings>) -> HttpClient {
+/// Trusts whom the pool trusts, and keeps up to `idle` connections per endpoint.
+pub(crate) fn client(tls: Option<&TlsSettings>, idle: usize) -> HttpClient {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
@@ -88,7 +90,7 @@ fn client(tls: Option<&TlsSettings>) -> HttpClient {
         builder = builder.with_server_name_resolver(hyper_rustls::FixedServerNameResolver::new(name));
     }
     let connector = builder.enable_http1().wrap_connector(http);
-    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector)
+    Client::builder(TokioExecutor::new()).pool_max_idle_per_host(idle).build(connector)
 }
 
 fn tls_config(tls: Option<&TlsSettings>) -> ClientConfig {

@@ -23,6 +23,7 @@ mod exchange;
 mod guard;
 mod judge;
 mod limits;
+mod load;
 mod own;
 mod params;
 mod respond;
@@ -124,7 +125,8 @@ impl ProxyHttp for Gateway {
             .admitted
             .as_ref()
             .is_some_and(|a| ctx.snapshot.pool(a.pool).settings.endpoints.len() > ctx.tried.len() + 1);
-        if let Some(lease) = ctx.lease.take() {
+        if let Some(mut lease) = ctx.lease.take() {
+            lease.judge(crate::balance::Verdict::Unavailable);
             self.recorder.connect_failed(ctx.trail.pool.as_ref(), lease.endpoint().name());
             ctx.tried.push(Arc::clone(lease.endpoint()));
         }
@@ -174,6 +176,7 @@ impl ProxyHttp for Gateway {
         }
         ctx.trail.first_byte = Some(ctx.started.elapsed());
         ctx.trail.status = header.status.as_u16();
+        ctx.pause = load::pause(&header.headers);
         let nominated = header.headers.get(header::CONNECTION).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let is_nominated =
             |name: &HeaderName| nominated.split(',').any(|n| n.trim().eq_ignore_ascii_case(name.as_str()));
@@ -260,8 +263,8 @@ impl ProxyHttp for Gateway {
         if let (Some(error), None) = (error, &ctx.trail.failure) {
             ctx.fail(respond::failure_of(error, ctx));
         }
-        ctx.lease = None;
         limits::settle(ctx);
+        load::release(ctx);
         let written = session.response_written().map(|header| header.status.as_u16());
         ctx.trail.status =
             written.filter(|s| *s >= 200).unwrap_or_else(|| ctx.trail.failure.as_ref().map_or(0, Failure::status));

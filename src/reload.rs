@@ -15,6 +15,7 @@ use crate::directory::Directory;
 use crate::probe;
 use crate::proxy::settings::ListenerSettings;
 use crate::proxy::snapshot::Snapshot;
+use crate::scrape;
 use crate::telemetry::Telemetry;
 
 /// Asks for a reload; the answer is the new generation, or why the last good one stays.
@@ -46,7 +47,7 @@ pub type Print = Vec<Option<(SystemTime, u64)>>;
 impl Reloader {
     /// Runs until `asked` closes. Holds the probes of the snapshot in force.
     pub async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<Result<u64, String>>>) {
-        let mut probes = probe::start(&self.snapshot.load());
+        let mut probes = watch(&self.snapshot.load());
         let look = self.watch.unwrap_or(Duration::from_secs(3600));
         loop {
             tokio::select! {
@@ -69,7 +70,7 @@ impl Reloader {
     }
 
     /// Loads the files; with `watching`, only if they stayed as they were seen while they were read.
-    async fn reload(&mut self, probes: &mut JoinSet<()>, watching: bool) -> Result<u64, String> {
+    async fn reload(&mut self, probes: &mut [JoinSet<()>; 2], watching: bool) -> Result<u64, String> {
         let Some(path) = self.path.clone() else { return Err("this process has no configuration file".into()) };
         let previous = self.snapshot.load_full();
         let directory = Arc::clone(&self.directory);
@@ -89,7 +90,7 @@ impl Reloader {
                     self.seen = print(&files);
                     self.files = files;
                 }
-                *probes = probe::start(&self.snapshot.load());
+                *probes = watch(&self.snapshot.load());
                 self.telemetry.reloaded(Some(generation));
                 tracing::info!(generation, "configuration loaded");
                 Ok(generation)
@@ -101,6 +102,11 @@ impl Reloader {
             }
         }
     }
+}
+
+/// Starts what asks the endpoints of a snapshot: whether they are ready, and for their load.
+fn watch(snapshot: &Snapshot) -> [JoinSet<()>; 2] {
+    [probe::start(snapshot), scrape::start(snapshot)]
 }
 
 type Loaded = (u64, Vec<PathBuf>, Vec<ListenerSettings>);

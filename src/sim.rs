@@ -17,8 +17,14 @@
 //! | `x-sim-container-status: N` | status of the failing function's container |
 //!
 //! Besides, `POST /_sim/fault {"fault":"…","path":"/v1/…","times":N}` puts a fault in force, `POST /_sim/gate/NAME[?times=N]`
-//! opens a gate, and `GET /_sim/seen` tells what was seen.
+//! opens a gate, and `GET /_sim/seen` tells what was seen. Of NIM containers, `POST /_sim/speed {"factor":0.1}` changes the
+//! speed, `POST /_sim/signal {"waiting":N}` or `{"frozen":true}` makes the metrics page lie or stand still until `{}`, and
+//! `GET /_sim/usage` and `GET /_sim/runs` tell what the engine did and how often it ran each `x-request-id`.
+//!
+//! Out of the box every slot has the same pace. [`Settings::batching`] makes a language model an engine that batches
+//! continuously, and [`Settings::item_time`] makes the time of embeddings and rankings follow from their items.
 
+mod batch;
 mod body;
 mod chat;
 mod completion;
@@ -30,7 +36,9 @@ mod engine;
 mod fault;
 mod front;
 mod gate;
+mod kv;
 mod management;
+mod metrics;
 mod nim;
 mod nvcf;
 mod nvcf_api;
@@ -56,6 +64,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
+pub use batch::Batching;
 use fault::Faults;
 use front::Front;
 pub use nvcf_function::{
@@ -95,6 +104,37 @@ pub enum MetricNames {
     Vllm,
 }
 
+/// What a metrics page says of its engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Signal {
+    /// The truth.
+    #[default]
+    True,
+    /// The truth, save that so many requests wait.
+    Waiting(u64),
+    /// Always what it said when this came into force.
+    Frozen,
+}
+
+/// What an engine did so far, and what it is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Requests in slots.
+    pub running: u64,
+    /// Requests that wait for one.
+    pub waiting: u64,
+    /// Prompt tokens of finished answers.
+    pub prompt_tokens: u64,
+    /// Tokens of finished answers.
+    pub generated_tokens: u64,
+    /// Prompt tokens that were looked for in the prefix cache.
+    pub prefix_queries: u64,
+    /// Prompt tokens that were found there.
+    pub prefix_hits: u64,
+    /// Time that slots were taken, all added up.
+    pub slot_time: Duration,
+}
+
 /// How LLM and VLM containers word their errors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ErrorStyle {
@@ -118,6 +158,10 @@ pub struct Settings {
     pub time_to_first_token: Duration,
     /// Time between two tokens, or between two steps of a world model.
     pub token_interval: Duration,
+    /// Makes an LLM or VLM batch continuously, in place of the two times above.
+    pub batching: Option<Batching>,
+    /// Time for each item of an embedding or ranking, in place of one time for all.
+    pub item_time: Option<Duration>,
     /// How long slow cloud functions and dataset processing take.
     pub work: Duration,
     /// Generation of the metric names.
@@ -142,6 +186,8 @@ impl Default for Settings {
             slots: 8,
             time_to_first_token: Duration::from_millis(20),
             token_interval: Duration::from_millis(5),
+            batching: None,
+            item_time: None,
             work: Duration::from_secs(3),
             metrics: MetricNames::default(),
             errors: ErrorStyle::default(),
@@ -215,6 +261,27 @@ impl Simulator {
     pub fn fault_times(&self, text: &str, times: u64, path: Option<&str>) -> Result<(), String> {
         self.front.board.set(text.parse()?, path.map(str::to_owned), Some(times));
         Ok(())
+    }
+
+    /// Multiplies all rates of a NIM by a factor, 0.001 to 1000, from now on; the factor is on its first speed.
+    ///
+    /// # Errors
+    /// When the factor is out of range or the backend has no engine.
+    pub fn speed(&self, factor: f64) -> Result<(), String> {
+        self.front.set_speed(factor)
+    }
+
+    /// Makes the metrics page of a NIM lie, stand still, or tell the truth again.
+    ///
+    /// # Errors
+    /// When the backend has no engine.
+    pub fn signal(&self, signal: Signal) -> Result<(), String> {
+        self.front.set_signal(signal)
+    }
+
+    /// What the engine of a NIM did; nothing for other backends.
+    pub fn usage(&self) -> Usage {
+        self.front.nim.as_ref().map_or_else(Usage::default, |nim| nim.engine.usage())
     }
 
     /// Opens a gate once more, as `POST /_sim/gate/NAME` does.

@@ -235,15 +235,15 @@ impl Telemetry {
     /// The Prometheus page. `endpoints` are pool, endpoint, requests in flight and health at this moment.
     pub fn page<'a>(
         &self,
-        endpoints: impl Iterator<Item = (&'a str, &'a str, usize, bool)>,
+        endpoints: impl Iterator<Item = (&'a str, String, usize, bool)>,
         limits: &Limits,
     ) -> prometheus::Result<String> {
         let timer = self.render.start_timer();
         self.endpoint_in_flight.reset();
         self.endpoint_healthy.reset();
         for (pool, endpoint, in_flight, healthy) in endpoints {
-            self.endpoint_in_flight.with_label_values(&[pool, endpoint]).set(in_flight as i64);
-            self.endpoint_healthy.with_label_values(&[pool, endpoint]).set(i64::from(healthy));
+            self.endpoint_in_flight.with_label_values(&[pool, &endpoint]).set(in_flight as i64);
+            self.endpoint_healthy.with_label_values(&[pool, &endpoint]).set(i64::from(healthy));
         }
         let raise = |counters: &IntCounterVec, label: &str, to: u64| {
             let counter = counters.with_label_values(&[label]);
@@ -313,7 +313,7 @@ mod tests {
             is_up: Some(true),
             replicas: 2,
         };
-        let page = telemetry.page([("p", "e:1", 4, true)].into_iter(), &limits).unwrap();
+        let page = telemetry.page([("p", "e:1".to_owned(), 4, true)].into_iter(), &limits).unwrap();
         for line in [
             r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,
             "nimgate_requests_in_flight 0",

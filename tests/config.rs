@@ -196,6 +196,7 @@ fn the_annotated_references_state_the_codes_defaults() {
         "redis",
         "pools.credential",
         "pools.max_body_mib",
+        "pools.metrics.enabled",
         "pools.health.enabled",
         "pools.tls.ca_file",
         "pools.tls.server_name",
@@ -231,7 +232,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown key",
             with("    nmae: x\n"),
             &[
-                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, connection, credential, default, endpoints, function, headers, health, kind, max_body_mib, models, name, timeouts, tls, url_input, validation",
+                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, balance, breaker, connection, credential, default, endpoints, function, headers, health, kind, max_body_mib, metrics, models, name, timeouts, tls, url_input, validation",
             ],
         ),
         (

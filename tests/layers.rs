@@ -12,10 +12,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Stages know ids, std and their own libraries: neither another stage nor what stands above them.
-const STAGES: [&str; 7] = ["auth", "balance", "catalogue", "meter", "route", "schema", "upstream"];
+const STAGES: [&str; 8] = ["auth", "balance", "catalogue", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 25] = [
     ("ids", &[]),
+    ("signals", &[]),
+    ("scrape", &["balance", "probe", "proxy", "signals"]),
     ("auth", &["ids"]),
     ("balance", &["ids"]),
     ("catalogue", &["ids"]),
@@ -36,8 +38,8 @@ const ARROWS: [(&str, &[&str]); 23] = [
     ("config", &["ids", "auth", "balance", "catalogue", "proxy", "quota", "route", "schema", "store", "upstream"]),
     ("probe", &["balance", "proxy"]),
     ("directory", &["auth", "config", "proxy", "quota", "store"]),
-    ("reload", &["config", "directory", "probe", "proxy", "quota", "telemetry"]),
-    ("admin", &["auth", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"]),
+    ("reload", &["config", "directory", "probe", "proxy", "quota", "scrape", "telemetry"]),
+    ("admin", &["auth", "balance", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"]),
     (
         "server",
         &[

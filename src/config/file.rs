@@ -23,9 +23,11 @@ macro_rules! section {
 }
 
 mod keys;
+mod load;
 mod quotas;
 
 pub use keys::{Key, Keys, Limit, Org, Per, Previous, Team};
+pub use load::{Balance, Breaker, Policy, Scrape};
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
 
 /// The configuration of nimgate.
@@ -292,6 +294,15 @@ pub struct Pool {
     /// Probing.
     #[serde(default)]
     pub health: Health,
+    /// Which endpoint takes a request.
+    #[serde(default)]
+    pub balance: Balance,
+    /// What an endpoint's answers do to it.
+    #[serde(default)]
+    pub breaker: Breaker,
+    /// What endpoints report of their own load.
+    #[serde(default)]
+    pub metrics: Scrape,
     /// How long things may take.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -448,6 +459,8 @@ section! {
         /// Successes in a row that bring it back.
         #[schemars(range(min = 1, max = 1000))]
         healthy_after: u32 = 1,
+        /// When probes fail on all endpoints, whether the best of them is tried all the same.
+        try_unhealthy: bool = true,
     }
 }
 

@@ -1,12 +1,13 @@
 //! What a request carries from phase to phase.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora_error::{Error, ErrorType, Result};
 
 use super::exchange;
 use super::snapshot::Snapshot;
+use crate::balance::affinity::Chain;
 use crate::balance::{Endpoint, Lease};
 use crate::catalogue::{Errors, Format};
 use crate::failure::Failure;
@@ -41,6 +42,12 @@ pub struct RequestContext {
     pub withhold_usage: bool,
     /// The endpoint that works on it.
     pub lease: Option<Lease>,
+    /// Units of work that it is expected to be.
+    pub work: f64,
+    /// The beginnings of its conversation.
+    pub chain: Option<Chain>,
+    /// For how long the backend asked to be left alone.
+    pub pause: Option<Duration>,
     /// Endpoints that could not be reached.
     pub tried: Vec<Arc<Endpoint>>,
     /// The exchange in place of the client's session.
@@ -81,6 +88,9 @@ impl RequestContext {
             meter: None,
             withhold_usage: false,
             lease: None,
+            work: 1.0,
+            chain: None,
+            pause: None,
             tried: Vec::new(),
             exchange: None,
             streamed: 0,

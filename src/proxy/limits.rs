@@ -7,6 +7,7 @@ use pingora_error::Result;
 use pingora_http::ResponseHeader;
 
 use super::context::RequestContext;
+use super::load;
 use crate::catalogue::Operation;
 use crate::failure::Failure;
 use crate::ids::{CallerId, ModelId};
@@ -54,6 +55,12 @@ pub async fn reserve(
             most.output = tokens.most_output(&document.value).unwrap_or_else(unstated);
         }
         most.video_seconds = operation.video.as_ref().map_or(0.0, |video| video.seconds(&document.value));
+    }
+    let state = ctx.snapshot.pools.iter().find(|state| state.settings.name == pool);
+    if let Some(state) = state {
+        ctx.work = load::expected(operation, &most, state.pool.expected_output(most.output));
+        let is_affine = state.settings.balance.affinity > 0 && state.pool.endpoints().len() > 1;
+        ctx.chain = document.filter(|_| is_affine).and_then(|document| load::chain(operation, &document.value));
     }
     let model = model.map(|(model, _)| model);
     let asked = Asked { model, pool: &pool, api: operation.api.as_str(), operation: &operation.id };

@@ -9,7 +9,7 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::context::RequestContext;
 use super::settings::CorsSettings;
-use super::{exchange, judge, limits};
+use super::{exchange, judge, limits, load};
 use crate::failure::{Failure, render};
 
 /// An answer made here.
@@ -113,8 +113,8 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
             server_session.req_header().headers.contains_key(header::EXPECT) && !server_session.is_body_done();
         let reusable = failure.is_refusal() && ctx.admitted.is_none() && !withheld;
         // What the drain below may take is no load of the endpoint, and no use of the caller's limits.
-        ctx.lease = None;
         limits::settle(ctx);
+        load::release(ctx);
         match answer(server_session, &failure, ctx, reusable).await {
             Ok(()) if reusable => return FailToProxy { error_code: status, can_reuse_downstream: true },
             // A connection that is closed on a client which still sends is reset, and the answer lost with it.

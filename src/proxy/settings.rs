@@ -101,6 +101,10 @@ pub struct PoolSettings {
     pub idle_timeout: Duration,
     /// Further endpoints to try when connecting fails.
     pub connect_retries: usize,
+    /// How an endpoint is chosen.
+    pub balance: balance::Tuning,
+    /// Asking endpoints for their load; absent when off.
+    pub scrape: Option<ScrapeSettings>,
 }
 
 /// Probing of a pool.
@@ -112,6 +116,19 @@ pub struct ProbeSettings {
     pub interval: Duration,
     /// Time for a probe.
     pub timeout: Duration,
+}
+
+/// Asking the endpoints of a pool for their load.
+#[derive(Clone, Debug)]
+pub struct ScrapeSettings {
+    /// Path of the metrics page.
+    pub path: String,
+    /// Time between questions.
+    pub interval: Duration,
+    /// Time for an answer.
+    pub timeout: Duration,
+    /// The largest page that is read.
+    pub max_bytes: usize,
 }
 
 /// How long things may take.

@@ -149,7 +149,7 @@ impl Snapshot {
 
     /// Looks up the endpoints that have no address yet. Blocks: for start and reload only; probes do it again.
     pub fn look_up(&self) {
-        for endpoint in self.pools.iter().flat_map(|pool| pool.pool.endpoints()) {
+        for endpoint in self.pools.iter().flat_map(|pool| Arc::unwrap_or_clone(pool.pool.endpoints())) {
             if endpoint.address().is_none() {
                 endpoint.resolved(resolve(&endpoint.settings().host, endpoint.settings().port));
             }
@@ -175,12 +175,16 @@ impl Snapshot {
 impl PoolState {
     fn new(settings: PoolSettings, checks: Arc<HashMap<OperationIndex, Checks>>, previous: Option<&Snapshot>) -> Self {
         let before = previous.and_then(|s| s.pools.iter().find(|p| p.settings.name == settings.name));
-        let known = before.map_or(&[][..], |p| p.pool.endpoints());
+        let known = before.map(|p| p.pool.endpoints()).unwrap_or_default();
         let endpoint = |wanted: &crate::balance::Settings| {
             let kept = known.iter().find(|e| e.settings() == wanted).cloned();
             kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), Vec::new())))
         };
-        let pool = Pool::new(settings.endpoints.iter().map(endpoint).collect());
+        let endpoints = settings.endpoints.iter().map(endpoint).collect();
+        let pool = match before {
+            Some(before) => Pool::succeeding(&before.pool, endpoints, settings.balance.clone()),
+            None => Pool::new(endpoints, settings.balance.clone()),
+        };
         let tls = settings.tls.as_ref();
         let authorities = tls.and_then(|t| t.authorities.as_ref());
         let mut hasher = DefaultHasher::new();

@@ -10,7 +10,7 @@ use pingora_http::RequestHeader;
 
 use super::context::RequestContext;
 use super::snapshot::PoolState;
-use crate::balance::Lease;
+use crate::balance::{Ask, Lease, now};
 use crate::catalogue::Operation;
 use crate::failure::Failure;
 use crate::upstream::Kind;
@@ -25,7 +25,7 @@ pub fn peer(ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
     // The lease of a failed attempt ends before the next pick.
     ctx.lease = None;
     let by_platform = state.settings.kind != Kind::Nim;
-    let picked = state.pool.pick(&ctx.tried);
+    let picked = state.pool.pick(&Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &ctx.tried }, now());
     let lease = picked.map_err(|none| super::respond::into_error(Failure::no_endpoint(none, by_platform)))?;
     ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
     ctx.trail.attempts += 1;

@@ -5,6 +5,8 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
 
+use super::seen::Run;
+
 /// Bodies up to this many bytes are kept and parsed.
 const KEPT: usize = 4 * 1024 * 1024;
 /// Of larger bodies, so much of either end is skimmed for fields.
@@ -40,6 +42,8 @@ const FIELDS: [&str; 22] = [
 pub(super) struct Payload {
     /// What it says; for a large body only the fields that could be made out.
     pub(super) value: Value,
+    /// Notes when the work on it begins.
+    pub(super) run: Run,
 }
 
 /// A body as it came, the bytes of large ones left out.
@@ -95,9 +99,9 @@ impl Raw {
             Some([]) => Err("Field required: the request body is empty".to_owned()),
             Some(bytes) => {
                 let value = serde_json::from_slice(bytes).map_err(|error| format!("JSON decode error: {error}"))?;
-                Ok(Payload { value })
+                Ok(Payload { value, run: Run::default() })
             }
-            None => Ok(Payload { value: self.skim() }),
+            None => Ok(Payload { value: self.skim(), run: Run::default() }),
         }
     }
 

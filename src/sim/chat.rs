@@ -1,7 +1,6 @@
 //! `/v1/chat/completions` of LLM and VLM containers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -12,8 +11,10 @@ use http::{HeaderMap, HeaderValue, Request};
 use serde_json::{Value, json};
 
 use super::body::Payload;
+use super::engine::Slot;
 use super::front::text_of;
 use super::nim::{Nim, Refusal, finished};
+use super::seen::Run;
 use super::{Kind, sse, text};
 
 /// The most tokens one answer may have.
@@ -32,6 +33,7 @@ pub(super) struct Talk {
     pub(super) prompt_tokens: usize,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    prompt: String,
     choices: usize,
     /// A tool's name; the pieces are its arguments then.
     tool: Option<String>,
@@ -39,16 +41,17 @@ pub(super) struct Talk {
 
 pub(super) async fn answer(State(nim): State<Arc<Nim>>, request: Request<Body>) -> Response {
     let headers = request.headers().clone();
-    let talk = match nim.read(request).await.and_then(|payload| plan(&nim, &payload)) {
-        Ok(talk) => talk,
+    let planned = nim.read(request).await.and_then(|payload| Ok((plan(&nim, &payload)?, payload.run)));
+    let (talk, run) = match planned {
+        Ok(planned) => planned,
         Err(refusal) => return nim.refuse(&refusal),
     };
     if talk.stream {
         let events = chunks(&talk).collect::<Vec<_>>();
-        return streamed(nim, &talk, events);
+        return streamed(nim, talk, run, events);
     }
-    let slot = nim.engine.admit().await;
-    tokio::time::sleep(nim.time_for(talk.pieces.len())).await;
+    let mut slot = talk.enter(&nim, &run).await;
+    slot.all(talk.pieces.len()).await;
     let body = completion(&talk).to_string();
     let mut response = finished(slot, talk.prompt_tokens, talk.pieces.len(), body);
     report_load(&nim, &headers, response.headers_mut());
@@ -56,24 +59,26 @@ pub(super) async fn answer(State(nim): State<Arc<Nim>>, request: Request<Body>) 
 }
 
 /// Sends events at the pace of the engine. As with vLLM the headers come at once, the queue is waited for after them.
-pub(super) fn streamed(nim: Arc<Nim>, talk: &Talk, events: Vec<(bool, Bytes)>) -> Response {
-    let (prompt_tokens, generated) = (talk.prompt_tokens, talk.pieces.len());
+pub(super) fn streamed(nim: Arc<Nim>, talk: Talk, run: Run, events: Vec<(bool, Bytes)>) -> Response {
+    let asked = Arc::new((nim, talk, run));
     let last = events.len();
     let events = events.into_iter().enumerate();
     sse::stream(stream::unfold((events, None), move |(mut events, slot)| {
-        let nim = Arc::clone(&nim);
+        let asked = Arc::clone(&asked);
         async move {
+            let (nim, talk, run) = &*asked;
             let (at, (paced, event)) = events.next()?;
             let mut slot = match slot {
                 Some(slot) => slot,
-                None => nim.engine.admit().await,
+                None => talk.enter(nim, run).await,
             };
-            let wait = if at == 0 { nim.settings.time_to_first_token } else { nim.settings.token_interval };
-            if (paced || at == 0) && wait > Duration::ZERO {
-                tokio::time::sleep(wait).await;
+            if at == 0 {
+                slot.first().await;
+            } else if paced {
+                slot.next().await;
             }
             if at + 1 == last {
-                slot.complete(prompt_tokens, generated);
+                slot.complete(talk.prompt_tokens, talk.pieces.len());
             }
             Some((event, (events, Some(slot))))
         }
@@ -91,12 +96,24 @@ impl Talk {
             created: chrono::Utc::now().timestamp(),
             pieces: text::tokens(prompt, length).collect(),
             finish: if forced || length < natural { "length" } else { "stop" },
-            prompt_tokens: text::count(prompt),
+            prompt_tokens: 0,
             stream: false,
             include_usage: false,
+            prompt: prompt.to_owned(),
             choices: 1,
             tool: None,
         }
+    }
+
+    /// Counts the prompt as the engine does, with so many tokens besides its text.
+    pub(super) fn counted(mut self, nim: &Nim, besides: usize) -> Self {
+        self.prompt_tokens = nim.engine.count_tokens(&self.prompt) + besides;
+        self
+    }
+
+    /// Hands the request to the engine.
+    pub(super) async fn enter(&self, nim: &Nim, run: &Run) -> Slot {
+        nim.engine.enter(run, &self.prompt, self.prompt_tokens, self.pieces.len()).await
     }
 
     /// Takes what clients say about streaming.
@@ -155,8 +172,8 @@ fn plan(nim: &Nim, payload: &Payload) -> Result<Talk, Refusal> {
     sampling(value)?;
     let limit = limit(value, &["max_tokens", "max_completion_tokens"])?;
     let forced = extension(value, "ignore_eos").is_some_and(|forced| forced == &json!(true)) && limit.is_some();
-    let mut talk = Talk::new("chatcmpl", model, &prompt, limit, forced).streaming(value)?;
-    talk.prompt_tokens += media * MEDIA_TOKENS;
+    let talk = Talk::new("chatcmpl", model, &prompt, limit, forced).counted(nim, media * MEDIA_TOKENS);
+    let mut talk = talk.streaming(value)?;
     talk.choices = value.get("n").and_then(Value::as_u64).map_or(1, |n| usize::try_from(n.clamp(1, 8)).unwrap_or(1));
     if let Some((tool, arguments)) = forced_tool(value) {
         talk.say(&arguments.to_string(), None);

@@ -11,32 +11,41 @@ use serde_json::{Value, json};
 
 use super::chat::{Talk, extension, limit, streamed};
 use super::nim::{Nim, Refusal, finished};
+use super::seen::Run;
 use super::sse;
 
+type Plan = fn(&Nim, &Value) -> Result<Talk, Refusal>;
+
 pub(super) async fn complete(State(nim): State<Arc<Nim>>, request: Request<Body>) -> Response {
-    let talk = match nim.read(request).await.and_then(|payload| plan_completion(&nim, &payload.value)) {
-        Ok(talk) => talk,
+    let (talk, work) = match plan(&nim, request, plan_completion).await {
+        Ok(planned) => planned,
         Err(refusal) => return nim.refuse(&refusal),
     };
     let events = completion_events(&talk);
-    run(nim, talk, events, completion).await
+    run(nim, talk, work, events, completion).await
 }
 
 pub(super) async fn respond(State(nim): State<Arc<Nim>>, request: Request<Body>) -> Response {
-    let talk = match nim.read(request).await.and_then(|payload| plan_response(&nim, &payload.value)) {
-        Ok(talk) => talk,
+    let (talk, work) = match plan(&nim, request, plan_response).await {
+        Ok(planned) => planned,
         Err(refusal) => return nim.refuse(&refusal),
     };
     let events = response_events(&talk);
-    run(nim, talk, events, |talk| response(talk, "completed", &talk.text())).await
+    run(nim, talk, work, events, |talk| response(talk, "completed", &talk.text())).await
 }
 
-async fn run(nim: Arc<Nim>, talk: Talk, events: Vec<(bool, Bytes)>, whole: fn(&Talk) -> Value) -> Response {
+/// What to answer, and what counts its work.
+async fn plan(nim: &Nim, request: Request<Body>, plan: Plan) -> Result<(Talk, Run), Refusal> {
+    let payload = nim.read(request).await?;
+    Ok((plan(nim, &payload.value)?, payload.run))
+}
+
+async fn run(nim: Arc<Nim>, talk: Talk, work: Run, events: Vec<(bool, Bytes)>, whole: fn(&Talk) -> Value) -> Response {
     if talk.stream {
-        return streamed(nim, &talk, events);
+        return streamed(nim, talk, work, events);
     }
-    let slot = nim.engine.admit().await;
-    tokio::time::sleep(nim.time_for(talk.pieces.len())).await;
+    let mut slot = talk.enter(&nim, &work).await;
+    slot.all(talk.pieces.len()).await;
     finished(slot, talk.prompt_tokens, talk.pieces.len(), whole(&talk).to_string())
 }
 
@@ -50,7 +59,7 @@ fn plan_completion(nim: &Nim, value: &Value) -> Result<Talk, Refusal> {
     // The default of this endpoint is 16 tokens.
     let limit = limit(value, &["max_tokens"])?.unwrap_or(16);
     let forced = extension(value, "ignore_eos").is_some_and(|forced| forced == &json!(true));
-    Talk::new("cmpl", model, &prompt, Some(limit), forced).streaming(value)
+    Talk::new("cmpl", model, &prompt, Some(limit), forced).counted(nim, 0).streaming(value)
 }
 
 fn completion(talk: &Talk) -> Value {
@@ -89,7 +98,7 @@ fn plan_response(nim: &Nim, value: &Value) -> Result<Talk, Refusal> {
         _ => return Err(Refusal::bad("input: Field required")),
     };
     let limit = limit(value, &["max_output_tokens"])?;
-    let mut talk = Talk::new("resp", model, &prompt, limit, false);
+    let mut talk = Talk::new("resp", model, &prompt, limit, false).counted(nim, 0);
     talk.stream = super::chat::flag(value, "stream");
     Ok(talk)
 }

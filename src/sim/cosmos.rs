@@ -28,9 +28,9 @@ pub(super) async fn answer(State(nim): State<Arc<Nim>>, request: Request<Body>) 
         Ok(()) => ending(&payload.value),
         Err(refusal) => return nim.refuse(&refusal),
     };
-    let mut slot = nim.engine.admit().await;
+    let mut slot = nim.engine.admit(&payload.run).await;
     let steps = payload.value.get("steps").and_then(Value::as_u64).unwrap_or(35).min(1000);
-    tokio::time::sleep(nim.time_for(usize::try_from(steps).unwrap_or(usize::MAX))).await;
+    slot.all(usize::try_from(steps).unwrap_or(usize::MAX)).await;
     slot.complete(0, 0);
     let mut response = store::chunked(video(asked.unwrap_or(nim.settings.answer_bytes), &ending));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

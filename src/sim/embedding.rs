@@ -13,6 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::nim::{Nim, Refusal, finished};
+use super::seen::Run;
 use super::text;
 
 #[derive(Serialize)]
@@ -66,7 +67,7 @@ pub(super) async fn answer(State(nim): State<Arc<Nim>>, request: Request<Body>) 
         Err(refusal) => return nim.refuse(&refusal),
     };
     match retriever(&nim, &payload.value) {
-        Ok(job) => run(&nim, job).await,
+        Ok(job) => run(&nim, job, &payload.run).await,
         Err(refusal) => nim.refuse(&refusal),
     }
 }
@@ -78,14 +79,14 @@ pub(super) async fn answer_embed1(State(nim): State<Arc<Nim>>, request: Request<
         Err(refusal) => return nim.refuse(&refusal),
     };
     match embed1(&nim, &payload.value) {
-        Ok(job) => run(&nim, job).await,
+        Ok(job) => run(&nim, job, &payload.run).await,
         Err(refusal) => nim.refuse(&refusal),
     }
 }
 
-async fn run(nim: &Nim, job: Job<'_>) -> Response {
-    let slot = nim.engine.admit().await;
-    tokio::time::sleep(nim.settings.time_to_first_token).await;
+async fn run(nim: &Nim, job: Job<'_>, run: &Run) -> Response {
+    let mut slot = nim.engine.admit(run).await;
+    slot.items(job.items.len()).await;
     let data = job.items.iter().enumerate().map(|(index, item)| {
         let floats = vector(&[job.base, job.kind, item], job.length);
         let embedding = if job.base64 { Vector::Base64(encode(&floats)) } else { Vector::Floats(floats) };

@@ -16,10 +16,13 @@ use hyper_util::service::TowerToHyperService;
 
 use super::fault::{Board, Fault, Faults};
 use super::gate::Gates;
+use super::nim::Nim;
 use super::reply::{self, Shape};
 use super::seen::Seen;
 use super::sse::{self, Ending, Pace};
-use super::{ErrorStyle, Kind, Settings, body, control, curator, nim, nvcf, nvcf_worker};
+use super::{ErrorStyle, Kind, Settings, Signal, body, control, curator, nim, nvcf, nvcf_worker};
+
+const NO_ENGINE: &str = "this backend has no engine";
 
 /// One simulator without its listener.
 pub(super) struct Front {
@@ -28,6 +31,8 @@ pub(super) struct Front {
     pub(super) seen: Seen,
     pub(super) board: Board,
     pub(super) gates: Arc<Gates>,
+    /// The container, if it is one.
+    pub(super) nim: Option<Arc<Nim>>,
 }
 
 impl fmt::Debug for Front {
@@ -52,12 +57,15 @@ impl Front {
     pub(super) fn new(kind: Kind, settings: Settings, url: String, faults: Faults) -> Self {
         let gates = Arc::new(Gates::default());
         let shape = own_shape(kind, settings.errors);
-        let app = match kind {
-            Kind::Nvcf => nvcf::router(settings, url, Arc::clone(&gates)),
-            Kind::Curator => curator::router(settings, url),
-            _ => nim::router(kind, settings, shape),
+        let (nim, app) = match kind {
+            Kind::Nvcf => (None, nvcf::router(settings, url, Arc::clone(&gates))),
+            Kind::Curator => (None, curator::router(settings, url)),
+            _ => {
+                let (nim, app) = nim::router(kind, settings, shape);
+                (Some(nim), app)
+            }
         };
-        Self { app, shape, seen: Seen::default(), board: Board::new(faults), gates }
+        Self { app, shape, seen: Seen::default(), board: Board::new(faults), gates, nim }
     }
 
     /// Answers one request; an error makes hyper drop the connection.
@@ -76,9 +84,25 @@ impl Front {
         }
         let asked = request.headers().clone();
         request.extensions_mut().insert(faults.clone());
+        request.extensions_mut().insert(self.seen.run(&asked));
         let response = self.respond(&faults, request).await;
         self.hold(&faults, &asked).await;
         Ok(watch.follow(self.pace(&faults, &asked, response)))
+    }
+
+    pub(super) fn set_speed(&self, factor: f64) -> Result<(), String> {
+        if !(0.001..=1000.0).contains(&factor) {
+            return Err(format!("factor: expected 0.001 to 1000, got {factor}"));
+        }
+        self.nim.as_ref().ok_or(NO_ENGINE)?.engine.set_speed(factor);
+        Ok(())
+    }
+
+    pub(super) fn set_signal(&self, signal: Signal) -> Result<(), String> {
+        let nim = self.nim.as_ref().ok_or(NO_ENGINE)?;
+        let page = (signal == Signal::Frozen).then(|| nim.metrics());
+        nim.engine.set_signal(signal, page);
+        Ok(())
     }
 
     async fn respond(&self, faults: &Faults, request: Request<Body>) -> Response {

@@ -120,6 +120,5 @@ async fn version() -> Response {
 }
 
 async fn metrics(State(nim): State<Arc<Nim>>) -> Response {
-    let page = nim.engine.metrics(nim.kind, nim.settings.metrics, nim.model());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], nim.metrics()).into_response()
 }

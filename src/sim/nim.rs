@@ -1,7 +1,6 @@
 //! NIM containers: what all families share, and which family serves which inference path.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -55,9 +54,9 @@ impl Refusal {
     }
 }
 
-/// The routes of one container.
-pub(super) fn router(kind: Kind, settings: Settings, shape: Shape) -> Router {
-    let engine = Engine::new(settings.slots);
+/// One container and its routes.
+pub(super) fn router(kind: Kind, settings: Settings, shape: Shape) -> (Arc<Nim>, Router) {
+    let engine = Engine::new(&settings);
     let models = if settings.models.is_empty() { usual_models(kind) } else { settings.models.clone() };
     let nim = Arc::new(Nim { kind, settings, models, engine, shape });
     let routes = match kind {
@@ -71,12 +70,13 @@ pub(super) fn router(kind: Kind, settings: Settings, shape: Shape) -> Router {
         Kind::CosmosPredict => Router::new().route("/v1/infer", post(cosmos::answer)),
         Kind::Nvcf | Kind::Curator => Router::new(),
     };
-    routes
+    let routes = routes
         .merge(management::routes(kind))
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(middleware::from_fn_with_state(Arc::clone(&nim), authenticate))
-        .with_state(nim)
+        .with_state(Arc::clone(&nim));
+    (nim, routes)
 }
 
 impl Nim {
@@ -87,7 +87,9 @@ impl Nim {
 
     /// Reads a request's body.
     pub(super) async fn read(&self, request: Request<Body>) -> Result<Payload, Refusal> {
-        body::json(request.into_body()).await.map_err(Refusal::bad)
+        let run = request.extensions().get().cloned().unwrap_or_default();
+        let payload = body::json(request.into_body()).await.map_err(Refusal::bad)?;
+        Ok(Payload { run, ..payload })
     }
 
     /// The answer to a refused request.
@@ -104,10 +106,9 @@ impl Nim {
         if self.models.iter().any(|served| served == model) { Ok(model) } else { Err(Refusal::no_model(model)) }
     }
 
-    /// Time for an answer of so many tokens.
-    pub(super) fn time_for(&self, tokens: usize) -> Duration {
-        let steps = u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.settings.time_to_first_token + self.settings.token_interval.saturating_mul(steps)
+    /// The metrics page.
+    pub(super) fn metrics(&self) -> String {
+        self.engine.metrics(self.kind, self.model())
     }
 }
 

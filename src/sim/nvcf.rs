@@ -50,7 +50,7 @@ type Answer = Result<Response, Refused>;
 pub(super) fn router(settings: Settings, url: String, gates: Arc<Gates>) -> Router {
     // The container never sees the caller's credential.
     let inner = Settings { api_key: None, models: settings.models.clone(), ..settings.clone() };
-    let llm = nim::router(Kind::Llm, inner, Shape::B);
+    let (_, llm) = nim::router(Kind::Llm, inner, Shape::B);
     let store = Store::new(url);
     let objects = store.router();
     let surroundings = Arc::new(Surroundings { llm, gates, work: settings.work });

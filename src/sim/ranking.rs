@@ -21,8 +21,8 @@ pub(super) async fn answer(State(nim): State<Arc<Nim>>, request: Request<Body>) 
         Ok(ranked) => ranked,
         Err(refusal) => return nim.refuse(&refusal),
     };
-    let slot = nim.engine.admit().await;
-    tokio::time::sleep(nim.settings.time_to_first_token).await;
+    let mut slot = nim.engine.admit(&payload.run).await;
+    slot.items(rankings.len()).await;
     let rankings: Vec<Value> =
         rankings.into_iter().map(|(index, logit)| json!({"index": index, "logit": logit})).collect();
     finished(slot, tokens, 0, json!({"rankings": rankings}).to_string())

@@ -17,6 +17,8 @@ use super::lock;
 
 const HISTORY: usize = 256;
 const KEPT_BODY: usize = 64 * 1024;
+/// Different request ids whose runs are counted; later ones are not, and [`Seen::uncounted_runs`] tells.
+const COUNTED_IDS: usize = 500_000;
 
 /// Counters of one simulator; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +49,8 @@ struct Log {
     closed: AtomicBool,
     paths: Mutex<HashMap<String, u64>>,
     history: Mutex<VecDeque<Arc<Mutex<Sighting>>>>,
+    runs: Mutex<HashMap<String, u64>>,
+    uncounted: AtomicU64,
 }
 
 impl Seen {
@@ -93,6 +97,28 @@ impl Seen {
     /// The latest 256 requests, oldest first.
     pub fn history(&self) -> Vec<Sighting> {
         lock(&self.0.history).iter().map(|sighting| lock(sighting).clone()).collect()
+    }
+
+    /// How often the work on a request with this `x-request-id` began: it took a slot, and was neither refused nor
+    /// left the queue before.
+    pub fn runs_of(&self, id: &str) -> u64 {
+        lock(&self.0.runs).get(id).copied().unwrap_or(0)
+    }
+
+    /// The same for all of them; tells over several simulators whether anything ran twice.
+    pub fn runs(&self) -> HashMap<String, u64> {
+        lock(&self.0.runs).clone()
+    }
+
+    /// Runs without an `x-request-id`, or beyond the half million ids that are counted.
+    pub fn uncounted_runs(&self) -> u64 {
+        self.0.uncounted.load(Ordering::SeqCst)
+    }
+
+    /// What counts a run of the request with these headers.
+    pub(super) fn run(&self, headers: &HeaderMap) -> Run {
+        let id = headers.get("x-request-id").map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
+        Run(Some((Arc::clone(&self.0), id)))
     }
 
     pub(super) fn connected(&self) {
@@ -142,6 +168,21 @@ impl Sighting {
         self.body_length += data.len() as u64;
         let room = KEPT_BODY - self.body.len();
         self.body.extend_from_slice(&data[..data.len().min(room)]);
+    }
+}
+
+/// Counts that the work on a request begins.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Run(Option<(Arc<Log>, Option<String>)>);
+
+impl Run {
+    pub(super) fn begin(&self) {
+        let Some((log, id)) = &self.0 else { return };
+        let mut runs = lock(&log.runs);
+        match id {
+            Some(id) if runs.len() < COUNTED_IDS || runs.contains_key(id) => *runs.entry(id.clone()).or_default() += 1,
+            _ => drop(log.uncounted.fetch_add(1, Ordering::SeqCst)),
+        }
     }
 }
 

@@ -20,9 +20,10 @@ const UNKNOWN_FUNCTION: &str = "00000000-0000-4000-8000-0000000000ff";
 const MODEL: &str = "meta/llama-3.1-8b-instruct";
 
 /// Labels that no request can produce from outside, each with the reason. Their text is tested where it is made.
-const UNREACHABLE: [(&str, &str); 3] = [
+const UNREACHABLE: [(&str, &str); 4] = [
     ("internal_error", "a defect of the gateway: none is known, and a test that finds one must fail instead"),
     ("keys_unknown", "needs a Redis that was never read: tests/gateway/admin has it"),
+    ("pool_full", "needs a pool that is full: tests/gateway/balance.rs has it"),
     ("limits_unknown", "needs a Redis that is away: tests/gateway/shared.rs has it"),
 ];
 
@@ -128,7 +129,12 @@ impl World {
             .pool("hasty", "nim-llm", &chat("hasty", "timeouts: {first_byte_ms: 100}"), &[&llm.url()])
             .pool("brief", "nim-llm", &chat("brief", "timeouts: {total_ms: 100}"), &[&llm.url()])
             .pool("quiet", "nim-llm", &chat("quiet", "timeouts: {between_chunks_ms: 100}"), &[&llm.url()])
-            .pool("sick", "nim-llm", &chat("sick", "health: {interval_ms: 50, unhealthy_after: 1}"), &[&sick.url()])
+            .pool(
+                "sick",
+                "nim-llm",
+                &chat("sick", "health: {interval_ms: 50, unhealthy_after: 1, try_unhealthy: false}"),
+                &[&sick.url()],
+            )
             .pool("dead", "nim-llm", &unprobed("dead", ""), &[&url(free_address())])
             .pool("secret", "nim-llm", &unprobed("secret", ""), &[&llm.url().replace("http:", "https:")])
             .pool("garbage", "nim-llm", &unprobed("garbage", ""), &[&garbage])

@@ -9,7 +9,7 @@ use super::{MIB, Resolver, ms, pem};
 use crate::catalogue::Catalogue;
 use crate::config::check::escaped;
 use crate::config::file;
-use crate::proxy::settings::{PoolSettings, ProbeSettings, Timeouts, TlsSettings};
+use crate::proxy::settings::{PoolSettings, ProbeSettings, ScrapeSettings, Timeouts, TlsSettings};
 use crate::{balance, route, schema, upstream};
 
 impl Resolver<'_> {
@@ -115,12 +115,21 @@ impl Resolver<'_> {
             http2: pool.connection.http2,
             idle_timeout: ms(pool.connection.idle_timeout_ms),
             connect_retries: pool.connection.connect_retries,
+            balance: tuning(pool),
+            scrape: pool.metrics.enabled.unwrap_or(pool.kind == file::Kind::Nim).then(|| ScrapeSettings {
+                path: pool.metrics.path.clone(),
+                interval: ms(pool.metrics.interval_ms),
+                timeout: ms(pool.metrics.timeout_ms),
+                max_bytes: pool.metrics.max_kib * 1024,
+            }),
         }
     }
 
     fn kind(&mut self, pointer: &str, pool: &file::Pool) -> upstream::Kind {
-        if !pool.health.path.starts_with('/') || pool.health.path.parse::<Uri>().is_err() {
-            self.mistake(&format!("{pointer}/health/path"), "expected a path that begins with /");
+        for (key, path) in [("health", &pool.health.path), ("metrics", &pool.metrics.path)] {
+            if !path.starts_with('/') || path.parse::<Uri>().is_err() {
+                self.mistake(&format!("{pointer}/{key}/path"), "expected a path that begins with /");
+            }
         }
         if pool.function.is_some() && pool.kind != file::Kind::Nvcf {
             self.mistake(&format!("{pointer}/function"), "only a pool of kind nvcf has a function");
@@ -233,6 +242,28 @@ impl Resolver<'_> {
             }
         }
         Some(TlsSettings { authorities, server_name: pool.tls.server_name.clone() })
+    }
+}
+
+fn tuning(pool: &file::Pool) -> balance::Tuning {
+    balance::Tuning {
+        policy: match pool.balance.policy {
+            file::Policy::Work => balance::Policy::Work,
+            file::Policy::LeastInFlight => balance::Policy::LeastInFlight,
+            file::Policy::RoundRobin => balance::Policy::RoundRobin,
+            file::Policy::Random => balance::Policy::Random,
+        },
+        choices: pool.balance.choices,
+        max_in_flight: pool.balance.max_in_flight,
+        breaker: balance::BreakerSettings {
+            failures: pool.breaker.failures,
+            open: ms(pool.breaker.open_ms),
+            longest: ms(pool.breaker.longest_ms),
+            slow_start: ms(pool.breaker.slow_start_ms),
+        },
+        stale_after: ms(pool.metrics.stale_ms),
+        affinity: pool.balance.affinity,
+        try_sick: pool.health.try_unhealthy,
     }
 }
 

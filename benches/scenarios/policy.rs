@@ -1,0 +1,23 @@
+//! The policies that are compared.
+
+/// A way to choose endpoints.
+pub struct Policy {
+    /// Its name in the table and for `--policy`.
+    pub name: &'static str,
+    /// What it adds to the pool's configuration, one key.
+    pub yaml: &'static str,
+    /// Run only when it is named.
+    pub is_extra: bool,
+}
+
+impl Policy {
+    /// All, in the order of the table.
+    pub const ALL: &[Self] = &[
+        Self { name: "work", yaml: "balance: {policy: work}", is_extra: false },
+        Self { name: "least_in_flight", yaml: "balance: {policy: least_in_flight}", is_extra: false },
+        Self { name: "round_robin", yaml: "balance: {policy: round_robin}", is_extra: false },
+        Self { name: "random", yaml: "balance: {policy: random}", is_extra: false },
+        // Also for gateways that have no such key yet.
+        Self { name: "default", yaml: "", is_extra: true },
+    ];
+}

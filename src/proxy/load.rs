@@ -1,0 +1,133 @@
+//! Load: how much work a request is, what conversation it goes on with, and what its end says of the endpoint.
+
+use std::time::Duration;
+
+use http::{HeaderMap, header};
+use serde_json::Value;
+
+use super::context::RequestContext;
+use crate::balance::Verdict;
+use crate::balance::affinity::{self, Chain};
+use crate::catalogue::Operation;
+use crate::failure::Failure;
+use crate::quota::Most;
+use crate::quota::price::Used;
+
+/// What a token of a prompt weighs beside one of an answer: prompts are computed many tokens at a time.
+const INPUT_WEIGHT: f64 = 0.05;
+/// Bytes of a bare prompt that make its first beginnings.
+const BEGINNINGS: [usize; 3] = [512, 4096, 32_768];
+
+/// Units of work of a request, as expected; one where no tokens say more.
+pub fn expected(operation: &Operation, most: &Most, output: f64) -> f64 {
+    match &operation.tokens {
+        Some(tokens) if tokens.output => 1.0 + most.input as f64 * INPUT_WEIGHT + output,
+        Some(_) => 1.0 + most.input as f64,
+        None => 1.0,
+    }
+}
+
+/// Units of work that a request turned out to be.
+fn done(operation: &Operation, used: &Used) -> Option<f64> {
+    let tokens = operation.tokens.as_ref()?;
+    Some(1.0 + if tokens.output { used.input as f64 * INPUT_WEIGHT + used.output as f64 } else { used.input as f64 })
+}
+
+/// The beginnings of the conversation that a body goes on with; none for what is no conversation.
+pub fn chain(operation: &Operation, body: &Value) -> Option<Chain> {
+    if !operation.tokens.as_ref().is_some_and(|tokens| tokens.output) {
+        return None;
+    }
+    if let Some(key) = body.get("prompt_cache_key").and_then(Value::as_str) {
+        return Some(Chain::of_key(key));
+    }
+    let text = |value: &Value| {
+        affinity::hash(&[value.as_str().map_or_else(|| value.to_string().into(), std::borrow::Cow::from).as_bytes()])
+    };
+    let next = |last: u64, this: u64| affinity::hash(&[&last.to_le_bytes(), &this.to_le_bytes()]);
+    let mut last = affinity::hash(&[body.get("model").and_then(Value::as_str).unwrap_or_default().as_bytes()]);
+    let mut prefixes = Vec::new();
+    if let Some(messages) = body.get("messages").and_then(Value::as_array) {
+        for message in messages {
+            last = next(next(last, text(&message["role"])), text(&message["content"]));
+            prefixes.push(last);
+        }
+    } else if let Some(prompt) = body.get("prompt").and_then(Value::as_str) {
+        let bytes = prompt.as_bytes();
+        let ends = BEGINNINGS.into_iter().filter(|end| *end < bytes.len()).chain([bytes.len()]);
+        prefixes.extend(ends.map(|end| next(last, affinity::hash(&[&bytes[..end]]))));
+    }
+    (!prefixes.is_empty()).then(|| Chain::new(prefixes))
+}
+
+/// Ends the attempt under way, telling its endpoint how it went.
+pub fn release(ctx: &mut RequestContext) {
+    let Some(mut lease) = ctx.lease.take() else { return };
+    match &ctx.trail.failure {
+        Some(failure) => lease.judge(verdict(failure, ctx.pause)),
+        None if ctx.trail.first_byte.is_some() => {
+            let used = ctx.reservation.as_ref().map(|reservation| reservation.used());
+            let admitted = ctx.admitted.as_ref();
+            let operation = admitted.map(|admitted| ctx.snapshot.catalogue.operation(admitted.operation));
+            lease.finished(operation.zip(used.as_ref()).and_then(|(operation, used)| done(operation, used)));
+            let has_output = operation.and_then(|o| o.tokens.as_ref()).is_some_and(|tokens| tokens.output);
+            if let (true, Some(admitted), Some(used)) = (has_output, admitted, used) {
+                ctx.snapshot.pool(admitted.pool).pool.note_output(used.output);
+            }
+        }
+        None => {}
+    }
+}
+
+/// What a failure says of the endpoint. Whatever a client did says nothing.
+fn verdict(failure: &Failure, pause: Option<Duration>) -> Verdict {
+    match failure.label() {
+        "inference_overloaded" | "platform_rate_limited" | "platform_queue_full" => Verdict::Overloaded(pause),
+        "connect_failed"
+        | "tls_failed"
+        | "upstream_closed"
+        | "upstream_protocol"
+        | "first_byte_timeout"
+        | "upstream_stalled"
+        | "inference_error"
+        | "upstream_proxy_error"
+        | "function_degraded"
+        | "inference_unreachable"
+        | "worker_error"
+        | "platform_timeout"
+        | "platform_error"
+        | "answer_incomplete" => Verdict::Unavailable,
+        _ => Verdict::Nothing,
+    }
+}
+
+/// For how long an answer asks to be left alone: `Retry-After` in seconds, or no requests left and when there will be.
+pub fn pause(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    if let Some(wait) = text(header::RETRY_AFTER.as_str()) {
+        return wait.parse::<u32>().ok().map(|seconds| Duration::from_secs(seconds.into())).or_else(|| {
+            let until = chrono::DateTime::parse_from_rfc2822(wait).ok()?;
+            (until.to_utc() - chrono::Utc::now()).to_std().ok()
+        });
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_read_as_seconds_and_dates() {
+        let of = |value: &str| pause(&HeaderMap::from_iter([(header::RETRY_AFTER, value.parse().unwrap())]));
+        assert_eq!(of("3"), Some(Duration::from_secs(3)));
+        assert!(of("Fri, 31 Dec 2100 23:59:59 GMT").is_some_and(|wait| wait > Duration::from_secs(1_000_000)));
+        assert_eq!([of("soon"), of("-1"), of("Fri, 31 Dec 1999 23:59:59 GMT")], [None; 3]);
+    }
+
+    #[test]
+    fn clients_mistakes_say_nothing_of_an_endpoint() {
+        assert_eq!(verdict(&Failure::ClientClosed, None), Verdict::Nothing);
+        assert_eq!(verdict(&Failure::ConnectFailed, None), Verdict::Unavailable);
+    }
+}
