@@ -85,6 +85,10 @@ pub enum Policy {
     Random,
 }
 
+/// The most endpoints that are compared.
+const MOST_CHOICES: usize = 256;
+/// Expected times that differ by no more than this factor are about the same.
+const CLOSE: f64 = 1.3;
 /// The load that an affine request may find above the pool's mean before another endpoint is better.
 const AFFINE_BOUND: f64 = 1.5;
 /// Requests above the mean that are always allowed for affinity.
@@ -374,24 +378,22 @@ impl Pool {
         now: u64,
     ) -> (usize, f64) {
         let usual = self.common.usual();
-        let time = |at: usize| (at, endpoints[at].expected(work, usual, tuning, now));
-        let mut best = (usable[0], f64::INFINITY);
-        let mut look = |at: usize| {
-            let found = time(at);
-            if found.1 < best.1 {
-                best = found;
-            }
-        };
         let first = fastrand::usize(..usable.len());
-        if usable.len() <= tuning.choices {
-            // From a random one on, so that the first does not win all ties.
-            (0..usable.len()).for_each(|i| look(usable[(first + i) % usable.len()]));
-        } else {
-            look(usable[first]);
-            // Repetitions are rare in a large pool, and harmless.
-            (1..tuning.choices.max(2)).for_each(|_| look(usable[fastrand::usize(..usable.len())]));
+        let choices = tuning.choices.clamp(2, MOST_CHOICES);
+        let is_small = usable.len() <= choices;
+        let mut seen = [(usable[0], f64::INFINITY); MOST_CHOICES];
+        let seen = &mut seen[..usable.len().min(choices)];
+        for (i, place) in seen.iter_mut().enumerate() {
+            // From a random one on, so that the first does not win all ties. Repetitions are rare in a large pool, and
+            // harmless.
+            let at =
+                if is_small { usable[(first + i) % usable.len()] } else { usable[fastrand::usize(..usable.len())] };
+            *place = (at, endpoints[at].expected(work, usual, tuning, now));
         }
-        best
+        let least = seen.iter().map(|(_, seconds)| *seconds).fold(f64::INFINITY, f64::min);
+        // What was learned is not exact: of those that are about as soon, the one with the fewest requests.
+        let close = seen.iter().filter(|(_, seconds)| *seconds <= least * CLOSE);
+        close.min_by_key(|(at, _)| endpoints[*at].in_flight()).copied().unwrap_or((usable[first], least))
     }
 
     /// The endpoint that has seen the request's beginnings, unless it has too much to do.
@@ -418,8 +420,13 @@ impl Pool {
         if let Some(known) = known {
             return Some(*known);
         }
+        // Nobody has seen it. Of those that are as good as the best, all replicas choose the same.
         let origin = Memory::origin(chain)?;
-        let open = usable.iter().filter(|i| may(i));
+        let least = endpoints[best.0].in_flight();
+        let is_as_good = |i: &&usize| {
+            endpoints[**i].in_flight() <= least && endpoints[**i].expected(work, usual, tuning, now) <= best.1 * CLOSE
+        };
+        let open = usable.iter().filter(is_as_good);
         open.max_by_key(|i| affinity::rank(origin, endpoints[**i].id)).copied()
     }
 

@@ -1,7 +1,7 @@
 //! Affinity: which endpoint has seen the beginning of this conversation?
 //!
 //! A chat is a chain of prefixes, one for each message. The longest prefix that was sent anywhere names the endpoint
-//! whose cache holds it; a chain that nobody saw goes where rendezvous hashing of its first prefix says.
+//! whose cache holds it; for a chain that nobody saw, rendezvous hashing of its first prefix chooses among the best.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
