@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What weight an observation keeps when the next one comes.
-const KEPT: f64 = 0.95;
+const KEPT: f64 = 0.92;
 /// Observations by which the fit is pulled towards [`PRIOR_SLOTS`].
 const PRIOR_WEIGHT: f64 = 4.0;
 /// How many requests an unknown endpoint is taken to work on at once without slowing down.
