@@ -10,7 +10,7 @@ use std::time::Duration;
 /// When answers change what an endpoint gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerSettings {
-    /// Failures among the last [`WINDOW`] answers that open it.
+    /// Failures among the last ten answers that open it.
     pub failures: u32,
     /// How long it stays open at first; doubled for each time that its trial fails.
     pub open: Duration,
