@@ -177,7 +177,7 @@ async fn metrics(Extract(state): Extract<State>) -> Response {
     let snapshot = state.snapshot.load();
     let endpoints = snapshot.pools.iter().flat_map(|pool| {
         let name = pool.settings.name.as_str();
-        Arc::unwrap_or_clone(pool.pool.endpoints()).into_iter().map(move |e| {
+        pool.pool.endpoints().iter().map(move |e| {
             let healthy = e.health().is_healthy();
             (name, e.name().to_owned(), e.in_flight(), healthy)
         })
@@ -238,8 +238,7 @@ fn show_endpoint(pool: &PoolState, endpoint: &balance::Endpoint) -> Value {
 async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
     let snapshot = state.snapshot.load();
     let pool = |pool: &PoolState| {
-        let endpoints = pool.pool.endpoints();
-        let endpoints = endpoints.iter().map(|endpoint| show_endpoint(pool, endpoint));
+        let endpoints = pool.pool.endpoints().iter().map(|endpoint| show_endpoint(pool, endpoint));
         json!({
             "name": pool.settings.name.as_str(),
             "api": pool.settings.api.as_str(),

@@ -86,7 +86,7 @@ pub enum Policy {
 }
 
 /// The most endpoints that are compared.
-const MOST_CHOICES: usize = 256;
+pub const MOST_CHOICES: usize = 32;
 /// Expected times that differ by no more than this factor are about the same.
 const CLOSE: f64 = 1.3;
 /// The load that an affine request may find above the pool's mean before another endpoint is better.
@@ -128,7 +128,7 @@ pub struct Endpoint {
 /// Interchangeable endpoints.
 #[derive(Debug)]
 pub struct Pool {
-    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    endpoints: Vec<Arc<Endpoint>>,
     common: Arc<Common>,
 }
 
@@ -226,29 +226,12 @@ impl Pool {
     }
 
     fn sharing(endpoints: Vec<Arc<Endpoint>>, common: Arc<Common>) -> Self {
-        Self { endpoints: ArcSwap::from_pointee(endpoints), common }
+        Self { endpoints, common }
     }
 
     /// Its endpoints, in the order of the configuration.
-    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
-        self.endpoints.load_full()
-    }
-
-    /// Replaces its endpoints by what was found. Those that stay keep their load and health; new ones beside them begin
-    /// with a small share; requests on those that go are not cut.
-    pub fn replace(&self, found: Vec<(Settings, SocketAddr)>, now: u64) {
-        let before = self.endpoints();
-        let endpoint = |(settings, address): (Settings, SocketAddr)| {
-            if let Some(known) = before.iter().find(|e| e.settings == settings) {
-                return Arc::clone(known);
-            }
-            let new = Endpoint::new(settings, vec![address]);
-            if !before.is_empty() {
-                new.breaker.came_back(now);
-            }
-            Arc::new(new)
-        };
-        self.endpoints.store(Arc::new(found.into_iter().map(endpoint).collect()));
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
     }
 
     /// How it chooses.
@@ -258,21 +241,7 @@ impl Pool {
 
     /// Whether any endpoint takes requests, as far as probes say.
     pub fn is_available(&self) -> bool {
-        self.endpoints.load().iter().any(|e| e.is_available())
-    }
-
-    /// Whether any endpoint looks well, full or not.
-    pub fn is_well(&self, now: u64) -> bool {
-        self.endpoints.load().iter().any(|e| e.is_well(now))
-    }
-
-    /// Requests that it may have in flight: the bound of each endpoint that looks well, or of all if none does.
-    pub fn capacity(&self, now: u64) -> usize {
-        let endpoints = self.endpoints.load();
-        let most = self.common.tuning.load().max_in_flight;
-        let well = endpoints.iter().filter(|e| e.is_well(now)).count();
-        let counted = if well > 0 { well } else { endpoints.len() };
-        most.saturating_mul(counted)
+        self.endpoints.iter().any(|e| e.is_available())
     }
 
     /// The output that is expected of a request that may have at most so much: callers allow far more than they get.
@@ -297,12 +266,12 @@ impl Pool {
 
     /// Picks the endpoint for a request, leaving out those that were tried.
     pub fn pick(&self, ask: &Ask<'_>, now: u64) -> Result<Lease, NoEndpoint> {
-        let endpoints = self.endpoints.load();
+        let endpoints = &self.endpoints;
         let tuning = self.common.tuning.load();
         let work = ask.work.clamp(0.001, 1e12);
         // An endpoint may fill up between the look and the take.
         for _ in 0..4 {
-            let chosen = self.choose(&endpoints, &tuning, work, ask, now)?;
+            let chosen = self.choose(endpoints, &tuning, work, ask, now)?;
             let endpoint = &endpoints[chosen];
             if let Some(lease) = self.take(endpoint, tuning.max_in_flight, work, now) {
                 if let Some(chain) = ask.chain.filter(|_| tuning.affinity > 0) {
@@ -593,10 +562,6 @@ impl Endpoint {
 
     fn has_address(&self) -> bool {
         !self.addresses.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty()
-    }
-
-    fn is_well(&self, now: u64) -> bool {
-        self.grade(now) == Grade::Usable
     }
 
     fn grade(&self, now: u64) -> Grade {

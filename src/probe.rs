@@ -32,7 +32,7 @@ pub fn start(snapshot: &Snapshot) -> JoinSet<()> {
     for state in &snapshot.pools {
         let client = client(state.settings.tls.as_ref(), 0);
         let settings = Arc::new(state.settings.clone());
-        for endpoint in state.pool.endpoints().iter() {
+        for endpoint in state.pool.endpoints() {
             tasks.spawn(watch(Arc::clone(endpoint), Arc::clone(&settings), client.clone()));
         }
     }

@@ -41,7 +41,7 @@ where
     for state in &snapshot.pools {
         let Some(settings) = &state.settings.scrape else { continue };
         let scraper = Arc::new(Scraper::new(&state.settings, settings.clone()));
-        for endpoint in state.pool.endpoints().iter() {
+        for endpoint in state.pool.endpoints() {
             tasks.spawn(watch(Arc::clone(&scraper), Arc::clone(endpoint), report.clone()));
         }
     }

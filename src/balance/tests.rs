@@ -59,15 +59,13 @@ fn when_all_look_bad_the_best_is_tried() {
         let mut lease = pool.pick(&Ask { tried: &pool.endpoints()[..2], ..Ask::default() }, now()).unwrap();
         lease.judge(Verdict::Unavailable);
     }
-    assert!(last.is_open() && !pool.is_well(now()));
+    assert!(last.is_open());
     assert_eq!(pick(&pool).unwrap().endpoint().name(), "3");
-    assert_eq!(pool.capacity(now()), 3 * 1024);
 }
 
 #[test]
 fn an_endpoint_has_no_more_in_flight_than_it_may() {
     let pool = pool_with(2, Tuning { max_in_flight: 3, ..Tuning::default() });
-    assert_eq!(pool.capacity(now()), 6);
     let leases: Vec<Lease> = (0..6).map(|_| pick(&pool).unwrap()).collect();
     assert_eq!(pick(&pool).unwrap_err(), NoEndpoint::AllFull);
     drop(leases);
@@ -146,21 +144,4 @@ fn conversations_stay_where_they_began_unless_it_is_full() {
     let most = pool.endpoints().iter().map(|e| e.in_flight()).max().unwrap();
     assert!(most <= 18, "{most}");
     drop(leases);
-}
-
-#[test]
-fn found_endpoints_replace_others_without_losing_what_is_known() {
-    let pool = pool(2);
-    let (kept, gone) = (pool.endpoints()[0].clone(), pool.endpoints()[1].clone());
-    let lease = pool.pick(&Ask { tried: std::slice::from_ref(&kept), ..Ask::default() }, now()).unwrap();
-    let found = |e: &Endpoint| (e.settings().clone(), e.address().unwrap());
-    let new = endpoint(9);
-    pool.replace(vec![found(&kept), found(&new)], now());
-    let endpoints = pool.endpoints();
-    assert!(Arc::ptr_eq(&endpoints[0], &kept) && endpoints[1].name() == "9");
-    assert_eq!(gone.in_flight(), 1);
-    drop(lease);
-    assert_eq!(gone.in_flight(), 0);
-    pool.replace(Vec::new(), now());
-    assert_eq!(pick(&pool).unwrap_err(), NoEndpoint::AllUnhealthy);
 }

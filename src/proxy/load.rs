@@ -12,6 +12,7 @@ use crate::catalogue::Operation;
 use crate::failure::Failure;
 use crate::quota::Most;
 use crate::quota::price::Used;
+use crate::upstream::Fault;
 
 /// What a token of a prompt weighs beside one of an answer: prompts are computed many tokens at a time.
 const INPUT_WEIGHT: f64 = 0.05;
@@ -81,27 +82,32 @@ pub fn release(ctx: &mut RequestContext) {
 
 /// What a failure says of the endpoint. Whatever a client did says nothing.
 fn verdict(failure: &Failure, pause: Option<Duration>) -> Verdict {
-    match failure.label() {
-        "inference_overloaded" | "platform_rate_limited" | "platform_queue_full" => Verdict::Overloaded(pause),
-        "connect_failed"
-        | "tls_failed"
-        | "upstream_closed"
-        | "upstream_protocol"
-        | "first_byte_timeout"
-        | "upstream_stalled"
-        | "inference_error"
-        | "upstream_proxy_error"
-        | "function_degraded"
-        | "inference_unreachable"
-        | "worker_error"
-        | "platform_timeout"
-        | "platform_error"
-        | "answer_incomplete" => Verdict::Unavailable,
+    match failure {
+        Failure::Upstream(Fault::InferenceOverloaded | Fault::PlatformRateLimited | Fault::PlatformQueueFull, _) => {
+            Verdict::Overloaded(pause)
+        }
+        Failure::ConnectFailed
+        | Failure::TlsFailed
+        | Failure::UpstreamClosed
+        | Failure::UpstreamProtocol
+        | Failure::FirstByteTimeout
+        | Failure::UpstreamStalled
+        | Failure::Upstream(
+            Fault::InferenceError
+            | Fault::ProxyError
+            | Fault::FunctionDegraded
+            | Fault::InferenceUnreachable
+            | Fault::WorkerError
+            | Fault::PlatformTimeout
+            | Fault::PlatformError
+            | Fault::AnswerIncomplete,
+            _,
+        ) => Verdict::Unavailable,
         _ => Verdict::Nothing,
     }
 }
 
-/// For how long an answer asks to be left alone: `Retry-After` in seconds, or no requests left and when there will be.
+/// For how long an answer asks to be left alone: `Retry-After`, in seconds or as a date.
 pub fn pause(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     if let Some(wait) = text(header::RETRY_AFTER.as_str()) {

@@ -149,7 +149,7 @@ impl Snapshot {
 
     /// Looks up the endpoints that have no address yet. Blocks: for start and reload only; probes do it again.
     pub fn look_up(&self) {
-        for endpoint in self.pools.iter().flat_map(|pool| Arc::unwrap_or_clone(pool.pool.endpoints())) {
+        for endpoint in self.pools.iter().flat_map(|pool| pool.pool.endpoints()) {
             if endpoint.address().is_none() {
                 endpoint.resolved(resolve(&endpoint.settings().host, endpoint.settings().port));
             }

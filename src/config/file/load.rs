@@ -24,7 +24,7 @@ section! {
         /// What endpoints are compared by: `work`, `least_in_flight`, `round_robin`, `random`.
         policy: Policy = Policy::Work,
         /// How many random endpoints are compared; all of a pool that has no more.
-        #[schemars(range(min = 2, max = 256))]
+        #[schemars(range(min = 2, max = 32))]
         choices: usize = 8,
         /// Most requests in flight on one endpoint.
         #[schemars(range(min = 1, max = 100_000))]
