@@ -39,7 +39,7 @@ fn unhealthy_and_tried_endpoints_are_left_out() {
     let second = ask(std::slice::from_ref(&first)).unwrap().endpoint().clone();
     assert!(!Arc::ptr_eq(&first, &second) && ![first.name(), second.name()].contains(&"1"));
     assert_eq!(ask(&[first, second]).unwrap_err(), NoEndpoint::AllTried);
-    for endpoint in pool.endpoints().iter() {
+    for endpoint in pool.endpoints() {
         endpoint.probed(false, 1);
     }
     assert_eq!(pick(&pool).unwrap_err(), NoEndpoint::AllUnhealthy);
