@@ -19,7 +19,7 @@ use nimgate::config::yaml;
 use nimgate::failure::{BadInput, Failure, render};
 use nimgate::ids::{OperationIndex, RequestId};
 use nimgate::proxy::snapshot::Checks;
-use nimgate::route::{ModelEntry, OperationEntry, PoolEntry, RouteTable, Settings, Target};
+use nimgate::route::{Life, ModelEntry, OperationEntry, PoolEntry, RouteTable, Settings, Target};
 use nimgate::schema::{self, Document, Schema, UrlInput, Validation, Violation};
 
 #[path = "macro/bodies.rs"]
@@ -100,6 +100,8 @@ mod authenticate {
             scopes: vec!["invoke_function".into()],
             models: Vec::new(),
             pools: Vec::new(),
+            class: nimgate::ids::Class::Normal,
+            weight: 1,
             expires: None,
             disabled: false,
         }
@@ -136,8 +138,9 @@ mod route {
             path: o.path.clone(),
             by_model: o.routes_by_model,
         });
-        let model = |name: String| (name.clone(), ModelEntry { id: name.into(), backend: None, output_tokens: None });
+        let model = |name: String| (name.clone(), ModelEntry { id: name.into(), backend: None, output_tokens: None, life: Life::default() });
         let pools = catalogue.apis.keys().map(|api| PoolEntry {
+            behind: Vec::new(),
             name: api.as_str().into(),
             api: api.clone(),
             default: true,

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::oneshot;
 
+use crate::admission;
 use crate::balance::{self, Standing};
 use crate::config::SecretText;
 use crate::directory::Directory;
@@ -182,7 +183,8 @@ async fn metrics(Extract(state): Extract<State>) -> Response {
             (name, e.name().to_owned(), e.in_flight(), healthy)
         })
     });
-    match state.telemetry.page(endpoints, &limits(&state)) {
+    let waiting = snapshot.pools.iter().map(|pool| (pool.settings.name.as_str(), pool.gate.view().waiting));
+    match state.telemetry.page(endpoints, waiting, &limits(&state)) {
         Ok(page) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -235,6 +237,35 @@ fn show_endpoint(pool: &PoolState, endpoint: &balance::Endpoint) -> Value {
     })
 }
 
+/// How a pool's places and its line stand; callers by the id of their key.
+fn show_queue(view: &admission::View) -> Value {
+    let callers = view.callers.iter().map(|caller| {
+        json!({
+            "key": caller.caller.as_str(),
+            "priority": caller.class.word(),
+            "waiting": caller.waiting,
+            "oldest_s": caller.oldest.as_secs_f64(),
+        })
+    });
+    let counts = &view.counts;
+    json!({
+        "places": view.capacity,
+        "in_flight": view.in_flight,
+        "waiting": view.waiting,
+        "work_per_s": view.drain_rate,
+        "callers": callers.collect::<Vec<_>>(),
+        "entered": counts.entered,
+        "waited": counts.waited,
+        "refused": {
+            "queue_full": counts.queue_full + counts.evicted,
+            "caller_queue_full": counts.caller_full,
+            "too_late": counts.too_late,
+            "expired": counts.expired,
+        },
+        "left": counts.cancelled,
+    })
+}
+
 async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
     let snapshot = state.snapshot.load();
     let pool = |pool: &PoolState| {
@@ -244,6 +275,7 @@ async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
             "api": pool.settings.api.as_str(),
             "models": pool.settings.models.iter().map(|(name, _)| name).collect::<Vec<_>>(),
             "endpoints": endpoints.collect::<Vec<_>>(),
+            "queue": show_queue(&pool.gate.view()),
         })
     };
     Json(json!({

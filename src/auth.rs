@@ -13,7 +13,7 @@ use http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::ids::{CallerId, ModelId, PoolName};
+use crate::ids::{CallerId, Class, ModelId, PoolName};
 
 const PREFIX: &str = "ngk_";
 const SECRET_BYTES: usize = 32;
@@ -39,6 +39,10 @@ pub struct Settings {
     pub models: Vec<ModelId>,
     /// Pools that it may use; empty means all.
     pub pools: Vec<PoolName>,
+    /// When a pool is full, whether its requests go first.
+    pub class: Class,
+    /// Its share of a full pool, 1 to 1000.
+    pub weight: u32,
     /// When it ends.
     pub expires: Option<DateTime<Utc>>,
     /// Switched off.
@@ -133,6 +137,11 @@ impl Caller {
         &self.0.id
     }
 
+    /// Whether its requests go first, and its share of what is left, when a pool is full.
+    pub fn rank(&self) -> (Class, u32) {
+        (self.0.class, self.0.weight)
+    }
+
     /// The organisation.
     pub fn org(&self) -> &str {
         &self.0.org
@@ -225,6 +234,8 @@ mod tests {
             scopes: vec!["invoke_function".into()],
             models: vec!["a".into()],
             pools: vec![],
+            class: Class::Normal,
+            weight: 1,
             expires: None,
             disabled: false,
         }

@@ -15,6 +15,7 @@ pub mod affinity;
 mod breaker;
 mod health;
 mod report;
+mod surprise;
 mod work;
 
 pub use breaker::{BreakerSettings, Standing, Verdict};
@@ -24,6 +25,7 @@ pub use work::{Fit, Pace};
 
 use affinity::{Chain, Memory};
 use breaker::Breaker;
+use surprise::Surprise;
 
 /// One endpoint as configured or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +144,7 @@ pub struct Common {
     mean_output: AtomicU64,
     turn: AtomicUsize,
     memory: ArcSwap<Memory>,
+    surprise: Surprise,
 }
 
 /// One request in flight on an endpoint; gives its place back when dropped.
@@ -158,6 +161,8 @@ pub struct Lease {
     /// What was expected of it, in seconds: without and with the endpoint's reports.
     expected: (f64, f64),
     verdict: Verdict,
+    /// For how long the endpoint is to be left alone, although it answered well.
+    rest: Option<Duration>,
     /// Work that it turned out to be, when it ended well.
     done: Option<f64>,
 }
@@ -171,11 +176,13 @@ pub struct Ask<'a> {
     pub chain: Option<&'a Chain>,
     /// Endpoints that were tried for it.
     pub tried: &'a [Arc<Endpoint>],
+    /// Whether an endpoint that looks bad is refused even when all do.
+    pub only_well: bool,
 }
 
 impl Default for Ask<'_> {
     fn default() -> Self {
-        Self { work: 1.0, chain: None, tried: &[] }
+        Self { work: 1.0, chain: None, tried: &[], only_well: false }
     }
 }
 
@@ -211,6 +218,7 @@ impl Pool {
             mean_work: AtomicU64::new(1.0_f64.to_bits()),
             mean_output: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
+            surprise: Surprise::default(),
         };
         Self::sharing(endpoints, Arc::new(common))
     }
@@ -242,6 +250,24 @@ impl Pool {
     /// Whether any endpoint takes requests, as far as probes say.
     pub fn is_available(&self) -> bool {
         self.endpoints.iter().any(|e| e.is_available())
+    }
+
+    /// Whether any endpoint looks well: probes succeed, its breaker is closed, it asked for no pause.
+    pub fn is_well(&self, now: u64) -> bool {
+        self.endpoints.iter().any(|e| e.grade(now) == Grade::Usable)
+    }
+
+    /// How many requests may be in flight on it: what its endpoints take that look well; when none does, as if all did.
+    pub fn places(&self, now: u64) -> usize {
+        let count = |grade| self.endpoints.iter().filter(|e| e.grade(now) == grade).count();
+        let counted = [Grade::Usable, Grade::Sick].into_iter().map(count).find(|n| *n > 0);
+        counted.unwrap_or(1).saturating_mul(self.common.tuning.load().max_in_flight)
+    }
+
+    /// After how much longer than expected a request is among the slowest 5 in 100, in total, for this one.
+    pub fn patience(&self, lease: &Lease) -> Option<Duration> {
+        let seconds = self.common.surprise.below(0.95)? * lease.expected.0;
+        Duration::try_from_secs_f64(seconds).ok()
     }
 
     /// The output that is expected of a request that may have at most so much: callers allow far more than they get.
@@ -309,7 +335,7 @@ impl Pool {
             if is_full {
                 return Err(NoEndpoint::AllFull);
             }
-            let may_try = |e: &Endpoint| tuning.try_sick || e.health.is_healthy();
+            let may_try = |e: &Endpoint| !ask.only_well && (tuning.try_sick || e.health.is_healthy());
             let sick = (0..endpoints.len())
                 .filter(|_| is_sick)
                 .filter(|i| !is_tried(&endpoints[*i]) && endpoints[*i].grade(now) == Grade::Sick)
@@ -419,6 +445,7 @@ impl Pool {
             begun: now,
             expected,
             verdict: Verdict::Nothing,
+            rest: None,
             done: None,
         })
     }
@@ -621,6 +648,11 @@ impl Lease {
         self.verdict = verdict;
     }
 
+    /// Notes that the endpoint takes nothing more for so long, by its own word.
+    pub fn rest(&mut self, time: Duration) {
+        self.rest = Some(time);
+    }
+
     /// Notes that the answer is whole, and how much work it turned out to be, so that the endpoint's pace is learned.
     pub fn finished(&mut self, work: Option<f64>) {
         self.verdict = Verdict::Good;
@@ -640,10 +672,15 @@ impl Drop for Lease {
             endpoint.pace.learn(work, self.ahead, seconds, now);
             common.pace.learn(work, self.ahead, seconds, now);
             endpoint.heard.proved(self.expected, seconds, now);
+            common.surprise.learn(seconds / self.expected.0);
             let mean = common.mean_work();
             common.mean_work.store((mean + (work - mean) * LATEST).to_bits(), Ordering::Relaxed);
         }
-        let changed = endpoint.breaker.judge(self.verdict, self.is_trial, &common.tuning.load().breaker, now);
+        let breaker = &common.tuning.load().breaker;
+        let changed = endpoint.breaker.judge(self.verdict, self.is_trial, breaker, now);
+        if let Some(time) = self.rest {
+            endpoint.breaker.rest(time.min(breaker.longest), now);
+        }
         if let Some(is_open) = changed {
             tracing::warn!(endpoint = endpoint.name(), is_open, "endpoint's breaker changed");
         }

@@ -84,6 +84,8 @@ pub struct Operation {
     pub scope: String,
     /// Whether the body's `model` picks the pool.
     pub routes_by_model: bool,
+    /// Whether running it twice is as good as once: reads, and what is computed from the request alone.
+    pub repeatable: bool,
     /// JSON pointers into a 2xx answer that must hold something, or the answer is a failure in disguise.
     pub answer_requires: std::sync::Arc<[String]>,
     /// How its requests bound the tokens of their answers; absent where it uses none.

@@ -3,6 +3,9 @@
 //! The same label stands in the answer (`x-nimgate-error`), the record and the metrics. What the client reads and what
 //! the log says are two texts.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use http::Method;
 
 use crate::ids::PoolName;
@@ -99,8 +102,18 @@ pub enum Failure {
     NoHealthyEndpoint(Blame),
     /// No connection to the backend.
     ConnectFailed,
-    /// Each endpoint works on as many requests as it may.
-    PoolFull,
+    /// The pool is full, and as many requests wait for it as may; when to try again.
+    QueueFull(Duration),
+    /// The pool is full, and as many requests of this caller wait for it as may; when to try again.
+    CallerQueueFull(Duration),
+    /// The request waited for a place as long as the pool allows, or would have; when to try again.
+    QueueTimeout(Duration),
+    /// No place would come free before the request's own deadline; when to try again.
+    DeadlineUnmet(Duration),
+    /// The model has reached its end of life: its name, and the day.
+    ModelEnded(String, String),
+    /// The model is offline, for this reason.
+    ModelOffline(Arc<str>),
     /// No TLS with the backend.
     TlsFailed,
     /// The backend closed the connection before or within its answer.
@@ -168,7 +181,12 @@ impl Failure {
             Self::ClientClosed => Row("client_closed", 499, Client),
             Self::ClientStalled => Row("client_stalled", 499, Client),
             Self::NoHealthyEndpoint(blame) => Row("no_healthy_endpoint", 503, *blame),
-            Self::PoolFull => Row("pool_full", 503, Gateway),
+            Self::QueueFull(_) => Row("queue_full", 503, Gateway),
+            Self::CallerQueueFull(_) => Row("caller_queue_full", 429, Quota),
+            Self::QueueTimeout(_) => Row("queue_timeout", 503, Gateway),
+            Self::DeadlineUnmet(_) => Row("deadline_unmet", 503, Gateway),
+            Self::ModelEnded(..) => Row("model_ended", 410, Client),
+            Self::ModelOffline(_) => Row("model_offline", 503, Gateway),
             Self::ConnectFailed => Row("connect_failed", 502, Network),
             Self::TlsFailed => Row("tls_failed", 502, Network),
             Self::UpstreamClosed => Row("upstream_closed", 502, Network),
@@ -213,7 +231,7 @@ impl Failure {
             balance::NoEndpoint::AllUnhealthy if by_platform => Self::NoHealthyEndpoint(Blame::Platform),
             balance::NoEndpoint::AllUnhealthy => Self::NoHealthyEndpoint(Blame::InferenceService),
             balance::NoEndpoint::AllTried => Self::ConnectFailed,
-            balance::NoEndpoint::AllFull => Self::PoolFull,
+            balance::NoEndpoint::AllFull => Self::QueueFull(Duration::from_secs(1)),
         }
     }
 
@@ -253,14 +271,21 @@ impl Failure {
             Self::ClientClosed => "The client closed the request.".into(),
             Self::ClientStalled => "The client stopped reading the answer.".into(),
             Self::NoHealthyEndpoint(_) => "No endpoint of the pool is healthy at the moment.".into(),
-            Self::PoolFull => "Every endpoint of the pool works on as many requests as it may.".into(),
+            Self::QueueFull(_) => "The pool is full, and as many requests wait for it as may.".into(),
+            Self::CallerQueueFull(_) => {
+                "The pool is full, and as many requests of this API key wait for it as may.".into()
+            }
+            Self::QueueTimeout(_) => "The pool is full, and no place comes free in the time that it lets wait.".into(),
+            Self::DeadlineUnmet(_) => "The pool is full, and no place comes free before x-request-timeout ends.".into(),
+            Self::ModelEnded(model, day) => format!("The model `{model}` reached its end of life on {day}."),
+            Self::ModelOffline(reason) => reason.to_string(),
             Self::ConnectFailed => "The gateway could not connect to any endpoint of the pool.".into(),
             Self::TlsFailed => "The gateway could not establish TLS with the backend.".into(),
             Self::UpstreamClosed => "The backend closed the connection before its answer was complete.".into(),
             Self::UpstreamProtocol => "The backend's answer was not valid HTTP.".into(),
             Self::FirstByteTimeout => "The backend did not begin to answer in time.".into(),
             Self::UpstreamStalled => "The backend stopped in the middle of its answer.".into(),
-            Self::TotalTimeout => "The request took longer than this pool allows.".into(),
+            Self::TotalTimeout => "The request took longer than this pool, or its x-request-timeout, allows.".into(),
             Self::Internal(_) => "The gateway failed; the request id helps to find out why.".into(),
             Self::Upstream(Fault::AnswerIncomplete, _) => {
                 "The backend reported success without what its answer must hold, which means that it failed.".into()
@@ -272,7 +297,8 @@ impl Failure {
     /// Only this request was refused: the connection may serve the client's next one.
     pub fn is_refusal(&self) -> bool {
         let is_ours = matches!(self.blame(), Blame::Client | Blame::Quota)
-            || matches!(self, Self::LimitsUnknown | Self::KeysUnknown);
+            || matches!(self, Self::LimitsUnknown | Self::KeysUnknown | Self::ModelOffline(_))
+            || matches!(self, Self::QueueFull(_) | Self::QueueTimeout(_) | Self::DeadlineUnmet(_));
         self.is_framed() && is_ours && self.status() != 499
     }
 

@@ -102,6 +102,31 @@ impl fmt::Display for RequestId {
     }
 }
 
+/// Which requests go first. It belongs to the caller: one who asks under two classes counts as two callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Before all others.
+    High,
+    /// What is usual.
+    Normal,
+    /// When nobody else waits, and now and then otherwise.
+    Low,
+}
+
+impl Class {
+    /// All, the highest first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// The word for settings and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@
 
 pub mod access_log;
 pub mod admin;
+pub mod admission;
 pub mod auth;
 pub mod balance;
 pub mod catalogue;

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, StatusCode, Version, header};
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
@@ -18,6 +18,7 @@ mod admit;
 mod body;
 mod clock;
 mod context;
+mod course;
 pub mod edge;
 mod exchange;
 mod guard;
@@ -26,6 +27,7 @@ mod limits;
 mod load;
 mod own;
 mod params;
+mod queue;
 mod respond;
 pub mod settings;
 pub mod snapshot;
@@ -91,18 +93,20 @@ impl ProxyHttp for Gateway {
                 respond::send(session, ctx, reply).await?;
                 Ok(true)
             }
-            Verdict::Forward(admitted, payload) => {
-                let state = ctx.snapshot.pool(admitted.pool);
-                let operation = ctx.snapshot.catalogue.operation(admitted.operation);
-                let judge = Judge {
-                    kind: state.settings.kind.clone(),
-                    errors: ctx.errors,
-                    answer_requires: Arc::clone(&operation.answer_requires),
-                    request_id: ctx.request_id.clone(),
+            Verdict::Forward(mut admitted, payload) => {
+                let begun = course::begin(session.as_mut(), ctx, &mut admitted, payload).await;
+                let payload = begun.map_err(respond::into_error)?;
+                if matches!(payload, exchange::Payload::Streamed) {
+                    body::invite(session.as_mut()).await.map_err(respond::into_error)?;
+                }
+                let timeouts = ctx.snapshot.pool(admitted.pool).settings.timeouts;
+                let manner = exchange::Manner {
+                    judge: Judge::new(&ctx.snapshot, &admitted, ctx),
+                    clock: clock::Clock::start(timeouts, ctx.timeout.map(|time| (ctx.started + time).into())),
+                    drain: ctx.snapshot.meter.drain,
+                    is_opened: ctx.is_opened,
                 };
-                let clock = clock::Clock::start(state.settings.timeouts);
-                let drain = ctx.snapshot.meter.drain;
-                ctx.exchange = Some(exchange::wrap(&mut session.downstream_session, payload, judge, clock, drain));
+                ctx.exchange = Some(exchange::wrap(&mut session.downstream_session, payload, manner));
                 ctx.admitted = Some(admitted);
                 Ok(false)
             }
@@ -110,7 +114,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
-        upstream_request::peer(ctx)
+        upstream_request::peer(ctx).await
     }
 
     fn fail_to_connect(
@@ -120,18 +124,12 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestContext,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let retries = ctx.admitted.as_ref().map_or(0, |a| ctx.snapshot.pool(a.pool).settings.connect_retries);
-        let untried = ctx
-            .admitted
-            .as_ref()
-            .is_some_and(|a| ctx.snapshot.pool(a.pool).settings.endpoints.len() > ctx.tried.len() + 1);
-        if let Some(mut lease) = ctx.lease.take() {
-            lease.judge(crate::balance::Verdict::Unavailable);
+        if let Some(lease) = &ctx.lease {
             self.recorder.connect_failed(ctx.trail.pool.as_ref(), lease.endpoint().name());
-            ctx.tried.push(Arc::clone(lease.endpoint()));
         }
         error.as_up();
-        error.set_retry(untried && ctx.tried.len() <= retries);
+        let failure = respond::failure_of(&error, ctx);
+        error.set_retry(course::may_go_on(ctx, failure, course::Ran::Nothing));
         error
     }
 
@@ -174,9 +172,15 @@ impl ProxyHttp for Gateway {
         if header.status.is_informational() {
             return Ok(());
         }
-        ctx.trail.first_byte = Some(ctx.started.elapsed());
-        ctx.trail.status = header.status.as_u16();
         ctx.pause = load::pause(&header.headers);
+        if course::refused(ctx, header).await {
+            let mut error = Error::explain(ErrorType::Custom("refused"), "another endpoint is asked");
+            error.set_retry(true);
+            return Err(error);
+        }
+        ctx.trail.first_byte = Some(ctx.started.elapsed());
+        ctx.is_begun = true;
+        ctx.trail.status = header.status.as_u16();
         let nominated = header.headers.get(header::CONNECTION).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let is_nominated =
             |name: &HeaderName| nominated.split(',').any(|n| n.trim().eq_ignore_ascii_case(name.as_str()));
@@ -228,23 +232,24 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
-    /// Only a kept connection that the backend had closed already is tried again: nothing of the request was taken.
+    /// Tries again what did not run, or may run twice (docs/decisions/0008).
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
-        session: &mut Session,
+        _session: &mut Session,
         mut error: Box<Error>,
         ctx: &mut RequestContext,
         reused: bool,
     ) -> Box<Error> {
         // Asking an undecided error whether to retry panics.
         error.retry.decide_reuse(reused);
-        let replayable = ctx.admitted.as_ref().is_some_and(|a| a.length.is_some());
-        let closed =
-            matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::WriteError | ErrorType::ReadError);
-        let stale = reused && closed && *error.esource() == ErrorSource::Upstream && error.retry();
-        let again = stale && replayable && ctx.trail.first_byte.is_none() && !respond::committed(session.as_ref());
-        error.set_retry(again && ctx.trail.attempts < MOST_STALE);
+        if ctx.course.goes_on() {
+            error.set_retry(true);
+            return error;
+        }
+        let failure = respond::failure_of(&error, ctx);
+        let again = course::ran(&error, &failure, true).is_some_and(|ran| course::may_go_on(ctx, failure, ran));
+        error.set_retry(again);
         error
     }
 
@@ -265,6 +270,7 @@ impl ProxyHttp for Gateway {
         }
         limits::settle(ctx);
         load::release(ctx);
+        ctx.course.end();
         let written = session.response_written().map(|header| header.status.as_u16());
         ctx.trail.status =
             written.filter(|s| *s >= 200).unwrap_or_else(|| ctx.trail.failure.as_ref().map_or(0, Failure::status));
@@ -289,6 +295,3 @@ impl ProxyHttp for Gateway {
         true
     }
 }
-
-/// Most attempts for one request over kept connections that turn out to be closed.
-const MOST_STALE: u32 = 4;

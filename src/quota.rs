@@ -547,6 +547,11 @@ impl Limiter {
 }
 
 impl Charge {
+    fn new(bound: &Bound, amount: u64) -> Self {
+        let metric = bound.limit.metric;
+        Self { counter: Arc::clone(&bound.counter), metric, amount, window: 0, calls: false }
+    }
+
     fn give_back(&self) {
         self.counter.give_back(self.window, self.amount);
     }
@@ -630,16 +635,7 @@ impl Reservation {
         self.model = asked.model.cloned();
         self.most = most;
         let account = Arc::clone(&self.account);
-        let expected =
-            Used { input: most.input, output: most.output, video_seconds: most.video_seconds, answered: true };
-        let cost = self.cost(&expected);
-        let amount = |bound: &Bound| match bound.limit.metric {
-            Metric::Requests | Metric::Concurrency => 1,
-            Metric::InputTokens => most.input,
-            Metric::OutputTokens => most.output,
-            Metric::TotalTokens => most.input.saturating_add(most.output),
-            Metric::Spend => cost,
-        };
+        let amount = self.amounts();
         let mut bounds = Vec::new();
         for (at, bound) in account.bounds().enumerate().filter(|(_, bound)| !bound.is_general()) {
             if bound.limit.filter.is_open() || bound.limit.filter.fits(asked) {
@@ -650,18 +646,54 @@ impl Reservation {
         self.charge(&bounds).await
     }
 
+    /// What is charged to each bound: the most that the request may use.
+    fn amounts(&self) -> impl Fn(&Bound) -> u64 + use<> {
+        let Most { input, output, video_seconds } = self.most;
+        let cost = self.cost(&Used { input, output, video_seconds, answered: true });
+        move |bound| match bound.limit.metric {
+            Metric::Requests | Metric::Concurrency => 1,
+            Metric::InputTokens => input,
+            Metric::OutputTokens => output,
+            Metric::TotalTokens => input.saturating_add(output),
+            Metric::Spend => cost,
+        }
+    }
+
+    /// Goes on as another request would be charged: limits that are only for that one are charged now, those that are
+    /// only for this one are given back. Nothing changes when one refuses.
+    pub async fn moved(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
+        let account = Arc::clone(&self.account);
+        let amount = self.amounts();
+        let (mut added, mut dropped, mut fitting) = (Vec::new(), Vec::new(), self.fitting);
+        for (at, bound) in account.bounds().enumerate().filter(|(_, bound)| !bound.limit.filter.is_open()) {
+            match (self.fitting & bit(at) != 0, bound.limit.filter.fits(asked)) {
+                (false, true) => added.push((bound, amount(bound))),
+                (true, false) => dropped.push(bound),
+                _ => continue,
+            }
+            fitting ^= bit(at);
+        }
+        let mut charges: Vec<Charge> = added.iter().map(|(bound, amount)| Charge::new(bound, *amount)).collect();
+        if !charges.is_empty() {
+            let taken = self.limiter.take(&mut charges).await;
+            taken.map_err(|denial| self.limiter.refusal(&added, denial))?;
+        }
+        for bound in dropped {
+            if let Some(at) = self.charges.iter().position(|charge| Arc::ptr_eq(&charge.counter, &bound.counter)) {
+                self.charges.swap_remove(at).give_back();
+            }
+        }
+        self.charges.append(&mut charges);
+        self.fitting = fitting;
+        Ok(())
+    }
+
     async fn charge(&mut self, bounds: &[(&Bound, u64)]) -> Result<(), Refused> {
         if bounds.is_empty() {
             return Ok(());
         }
         let first = self.charges.len();
-        self.charges.extend(bounds.iter().map(|(bound, amount)| Charge {
-            counter: Arc::clone(&bound.counter),
-            metric: bound.limit.metric,
-            amount: *amount,
-            window: 0,
-            calls: false,
-        }));
+        self.charges.extend(bounds.iter().map(|(bound, amount)| Charge::new(bound, *amount)));
         // Taken out meanwhile: if this request is dropped while it waits, nothing that it did not get is given back.
         let mut asked = self.charges.split_off(first);
         let taken = self.limiter.take(&mut asked).await;

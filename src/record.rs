@@ -25,6 +25,37 @@ pub struct Tokens {
     pub is_stated: bool,
 }
 
+/// Why a request ran in another pool than its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpillReason {
+    /// Its pool was full.
+    Overload,
+    /// Its pool could not be reached.
+    Outage,
+    /// Its model had ended there.
+    EndOfLife,
+}
+
+impl SpillReason {
+    /// The word for headers, records and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Overload => "overload",
+            Self::Outage => "outage",
+            Self::EndOfLife => "end_of_life",
+        }
+    }
+}
+
+/// That a request ran in another pool than its own.
+#[derive(Clone, Debug)]
+pub struct Spill {
+    /// Its own.
+    pub from: PoolName,
+    /// Why it left the last one.
+    pub reason: SpillReason,
+}
+
 /// What is found out about a request on its way.
 #[derive(Default)]
 pub struct Trail {
@@ -50,6 +81,12 @@ pub struct Trail {
     pub endpoint: Option<String>,
     /// Attempts at endpoints.
     pub attempts: u32,
+    /// How long it waited for a place.
+    pub queued: Option<Duration>,
+    /// That it ran in another pool than its own.
+    pub spill: Option<Spill>,
+    /// That an attempt at a second endpoint was made while the first was slow, and whether that one answered.
+    pub hedge: Option<bool>,
     /// The status that the client got; 0 when it got none.
     pub status: u16,
     /// From the request's header to the header of the backend's answer.
@@ -91,6 +128,14 @@ struct Line<'a> {
     pool: Option<&'a str>,
     endpoint: Option<&'a str>,
     attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spilled_from: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spill_reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hedge: Option<&'a str>,
     status: u16,
     error: Option<&'a str>,
     blame: Option<&'a str>,
@@ -140,6 +185,10 @@ impl Recorder {
             model: trail.model.as_ref().map_or("", ModelId::as_str),
             tokens: trail.tokens.map(|t| (t.input, t.output, t.is_stated)),
             spend: trail.spend,
+            attempts: trail.attempts,
+            queued: trail.queued,
+            spill: trail.spill.as_ref().map(|spill| (spill.from.as_str(), spill.reason.word())),
+            hedge: trail.hedge.map(hedge_word),
         });
         if self.access_log.is_on() {
             self.log(trail, request_id, total, request);
@@ -166,6 +215,10 @@ impl Recorder {
             pool: trail.pool.as_ref().map(PoolName::as_str),
             endpoint: trail.endpoint.as_deref(),
             attempts: trail.attempts,
+            queue_ms: trail.queued.map(millis),
+            spilled_from: trail.spill.as_ref().map(|spill| spill.from.as_str()),
+            spill_reason: trail.spill.as_ref().map(|spill| spill.reason.word()),
+            hedge: trail.hedge.map(hedge_word),
             status: trail.status,
             error: failure.map(Failure::label),
             blame: failure.map(|f| f.blame().word()),
@@ -187,6 +240,10 @@ impl Recorder {
             self.access_log.write(&bytes);
         }
     }
+}
+
+fn hedge_word(is_won: bool) -> &'static str {
+    if is_won { "won" } else { "lost" }
 }
 
 fn millis(time: Duration) -> f64 {

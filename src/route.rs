@@ -4,7 +4,9 @@
 //! is read. `/pools/{pool}/…` fixes the pool, so that an SDK's base URL can. Models are looked up here too.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use http::Method;
 
 use crate::ids::{ApiName, ModelId, OperationIndex, PoolIndex, PoolName};
@@ -42,6 +44,8 @@ pub struct PoolEntry {
     pub default: bool,
     /// Models: every name that callers may use, and the model that it means.
     pub models: Vec<(String, ModelEntry)>,
+    /// Pools that stand behind it: they get what this one gives them, and serve others only under their own prefix.
+    pub behind: Vec<PoolIndex>,
 }
 
 /// A model of a pool.
@@ -53,6 +57,26 @@ pub struct ModelEntry {
     pub backend: Option<String>,
     /// Tokens that an answer is taken to have whose request states no bound.
     pub output_tokens: Option<u64>,
+    /// When it ends in this pool, and what its callers are told.
+    pub life: Life,
+}
+
+/// The life of a model in a pool, as far as the operator has something to say of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    /// When it ends.
+    pub end: Option<DateTime<Utc>>,
+    /// It is offline, for this reason.
+    pub offline: Option<Arc<str>>,
+    /// Further words for callers who ask too much.
+    pub rate_limited: Option<Arc<str>>,
+}
+
+impl Life {
+    /// Whether requests are served now.
+    pub fn is_alive(&self, now: DateTime<Utc>) -> bool {
+        self.offline.is_none() && self.end.is_none_or(|end| now < end)
+    }
 }
 
 /// The gateway's own endpoints on the callers' listener.
@@ -194,11 +218,16 @@ impl RouteTable {
                 self.models.entry(name.clone()).or_default().push((at, entry.clone()));
             }
         }
+        for serving in self.models.values_mut().filter(|serving| serving.len() > 1) {
+            let all: Vec<usize> = serving.iter().map(|(pool, _)| pool.0).collect();
+            serving.sort_by_key(|(pool, _)| is_behind(&self.pools, pool.0, &all));
+        }
         let apis: Vec<ApiName> = self.pools.iter().map(|p| p.api.clone()).collect();
         for api in apis {
             let all: Vec<usize> = (0..self.pools.len()).filter(|i| self.pools[*i].api == api).collect();
             let chosen: Vec<usize> = all.iter().copied().filter(|i| self.pools[*i].default).collect();
-            let serving = if chosen.is_empty() { all } else { chosen };
+            let first = || all.iter().copied().filter(|i| !is_behind(&self.pools, *i, &all)).collect();
+            let serving: Vec<usize> = if chosen.is_empty() { first() } else { chosen };
             self.defaults.insert(api, serving.into_iter().map(PoolIndex).collect());
         }
     }
@@ -294,6 +323,12 @@ impl RouteTable {
     }
 }
 
+/// Whether a pool stands behind another of these, and not the other way round.
+fn is_behind(pools: &[PoolEntry], pool: usize, others: &[usize]) -> bool {
+    let stands = |front: usize, back: usize| pools[front].behind.contains(&PoolIndex(back));
+    others.iter().any(|other| *other != pool && stands(*other, pool) && !stands(pool, *other))
+}
+
 fn of_method<'a>(
     candidates: impl Iterator<Item = &'a Candidate>,
     method: &Method,
@@ -343,9 +378,9 @@ mod tests {
     fn pool(name: &str, api: &str, default: bool, models: &[&str]) -> PoolEntry {
         let models = models
             .iter()
-            .map(|m| ((*m).into(), ModelEntry { id: (*m).into(), backend: None, output_tokens: None }))
+            .map(|m| ((*m).into(), ModelEntry { id: (*m).into(), backend: None, output_tokens: None, life: Life::default() }))
             .collect();
-        PoolEntry { name: name.into(), api: api.into(), default, models }
+        PoolEntry { name: name.into(), api: api.into(), default, models, behind: Vec::new() }
     }
 
     fn table() -> RouteTable {

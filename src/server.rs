@@ -30,7 +30,7 @@ use crate::directory::Directory;
 use crate::proxy::Gateway;
 use crate::proxy::edge::Edge;
 use crate::proxy::settings::ListenerSettings;
-use crate::proxy::snapshot::Snapshot;
+use crate::proxy::snapshot::{PoolState, Snapshot};
 use crate::quota::shared::Courier;
 use crate::quota::{self, Limiter};
 use crate::record::Recorder;
@@ -289,6 +289,7 @@ impl BackgroundService for Control {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let Some(parts) = self.parts.lock().await.take() else { return };
         let Parts { reloader, asked, state, socket, ask, ready, listeners, background } = parts;
+        let snapshot = Arc::clone(&reloader.snapshot);
         background.start();
         let admin = match socket.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(socket)) {
             Ok(socket) => axum::serve(socket, admin::router(state)),
@@ -304,8 +305,18 @@ impl BackgroundService for Control {
             () = reloader.run(asked) => {}
             () = reload_on_hangup(ask) => {}
             () = announce => {}
+            () = resize(snapshot) => {}
             _ = shutdown.changed() => {}
         }
+    }
+}
+
+/// Tells the pools' gates how many places there are: endpoints fall out and come back.
+async fn resize(snapshot: Arc<ArcSwap<Snapshot>>) {
+    const LOOK: Duration = Duration::from_millis(50);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        snapshot.load().pools.iter().for_each(PoolState::resize);
     }
 }
 

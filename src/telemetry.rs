@@ -40,6 +40,14 @@ pub struct Ended<'a> {
     pub tokens: Option<(u64, u64, bool)>,
     /// What it cost, in nano-units of money.
     pub spend: Option<u64>,
+    /// Attempts at endpoints.
+    pub attempts: u32,
+    /// How long it waited for a place, if it did.
+    pub queued: Option<Duration>,
+    /// The pool that it should have run in, and why it did not.
+    pub spill: Option<(&'a str, &'a str)>,
+    /// How a second attempt beside the first ended, if there was one.
+    pub hedge: Option<&'a str>,
 }
 
 /// What limits did so far, and how their store is.
@@ -74,6 +82,11 @@ pub struct Telemetry {
     log_dropped: IntGauge,
     tokens: IntCounterVec,
     spend: CounterVec,
+    queue_wait: HistogramVec,
+    queue_waiting: IntGaugeVec,
+    retries: IntCounterVec,
+    spills: IntCounterVec,
+    hedges: IntCounterVec,
     quota_checks: IntCounterVec,
     quota_refusals: IntCounterVec,
     round_trips: IntCounterVec,
@@ -158,6 +171,23 @@ impl Telemetry {
                 registry.register(Box::new(made.clone()))?;
                 made
             },
+            queue_wait: histograms("nimgate_queue_wait_seconds", "Time that requests waited for a place.", &["pool"])?,
+            queue_waiting: gauges("nimgate_queue_waiting", "Requests that wait for a place.", &["pool"])?,
+            retries: counters(
+                "nimgate_retries_total",
+                "Attempts beyond the first of each request, by the pool that they ended in.",
+                &["pool"],
+            )?,
+            spills: counters(
+                "nimgate_spills_total",
+                "Requests that ran in another pool than their own.",
+                &["from", "pool", "reason"],
+            )?,
+            hedges: counters(
+                "nimgate_hedges_total",
+                "Second attempts beside a slow first one, by whether they answered first.",
+                &["pool", "result"],
+            )?,
             quota_checks: counters(
                 "nimgate_quota_checks_total",
                 "Checks of limits: local ones asked nobody, waited ones asked Redis, away ones could not.",
@@ -209,6 +239,18 @@ impl Telemetry {
                 self.tokens.with_label_values(&[ended.pool, ended.model, direction, source]).inc_by(tokens);
             }
         }
+        if ended.attempts > 1 {
+            self.retries.with_label_values(&[ended.pool]).inc_by(u64::from(ended.attempts - 1));
+        }
+        if let Some(queued) = ended.queued {
+            self.queue_wait.with_label_values(&[ended.pool]).observe(queued.as_secs_f64());
+        }
+        if let Some((from, reason)) = ended.spill {
+            self.spills.with_label_values(&[from, ended.pool, reason]).inc();
+        }
+        if let Some(result) = ended.hedge {
+            self.hedges.with_label_values(&[ended.pool, result]).inc();
+        }
         if let Some(spend) = ended.spend {
             self.spend.with_label_values(&[ended.pool, ended.model]).inc_by(spend as f64 / 1e9);
         }
@@ -232,10 +274,12 @@ impl Telemetry {
         }
     }
 
-    /// The Prometheus page. `endpoints` are pool, endpoint, requests in flight and health at this moment.
+    /// The Prometheus page. `endpoints` are pool, endpoint, requests in flight and health at this moment, `waiting` are
+    /// pool and requests that wait for a place.
     pub fn page<'a>(
         &self,
         endpoints: impl Iterator<Item = (&'a str, String, usize, bool)>,
+        waiting: impl Iterator<Item = (&'a str, usize)>,
         limits: &Limits,
     ) -> prometheus::Result<String> {
         let timer = self.render.start_timer();
@@ -244,6 +288,10 @@ impl Telemetry {
         for (pool, endpoint, in_flight, healthy) in endpoints {
             self.endpoint_in_flight.with_label_values(&[pool, &endpoint]).set(in_flight as i64);
             self.endpoint_healthy.with_label_values(&[pool, &endpoint]).set(i64::from(healthy));
+        }
+        self.queue_waiting.reset();
+        for (pool, waiting) in waiting {
+            self.queue_waiting.with_label_values(&[pool]).set(waiting as i64);
         }
         let raise = |counters: &IntCounterVec, label: &str, to: u64| {
             let counter = counters.with_label_values(&[label]);
@@ -303,6 +351,10 @@ mod tests {
             model: "m",
             tokens: Some((3, 4, true)),
             spend: Some(500_000_000),
+            attempts: 3,
+            queued: Some(Duration::from_millis(2)),
+            spill: Some(("own", "overload")),
+            hedge: Some("won"),
         });
         telemetry.reloaded(Some(3));
         let limits = Limits {
@@ -313,7 +365,7 @@ mod tests {
             is_up: Some(true),
             replicas: 2,
         };
-        let page = telemetry.page([("p", "e:1".to_owned(), 4, true)].into_iter(), &limits).unwrap();
+        let page = telemetry.page([("p", "e:1".to_owned(), 4, true)].into_iter(), [("p", 5)].into_iter(), &limits).unwrap();
         for line in [
             r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,
             "nimgate_requests_in_flight 0",
@@ -324,6 +376,11 @@ mod tests {
             r#"nimgate_quota_refusals_total{metric="spend"} 8"#,
             r#"nimgate_redis_round_trips_total{result="good"} 8"#,
             "nimgate_quota_shared 1",
+            r#"nimgate_queue_waiting{pool="p"} 5"#,
+            r#"nimgate_retries_total{pool="p"} 2"#,
+            r#"nimgate_queue_wait_seconds_count{pool="p"} 1"#,
+            r#"nimgate_spills_total{from="own",pool="p",reason="overload"} 1"#,
+            r#"nimgate_hedges_total{pool="p",result="won"} 1"#,
         ] {
             assert!(page.contains(line), "{line}\n{page}");
         }

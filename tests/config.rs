@@ -191,6 +191,12 @@ fn the_annotated_references_state_the_codes_defaults() {
         "pools.function",
         "pools.models.backend_model",
         "pools.models.output_tokens",
+        "pools.models.end_of_life",
+        "pools.models.offline_message",
+        "pools.models.rate_limit_message",
+        "pools.queue.max_in_flight",
+        "pools.hedge.after_ms",
+        "pools.shadow",
         "prices",
         "quotas.state_file",
         "redis",
@@ -232,7 +238,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown key",
             with("    nmae: x\n"),
             &[
-                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, balance, breaker, connection, credential, default, endpoints, function, headers, health, kind, max_body_mib, metrics, models, name, timeouts, tls, url_input, validation",
+                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, balance, breaker, connection, credential, default, endpoints, function, headers, health, hedge, kind, max_body_mib, metrics, models, name, queue, retry, shadow, spill, timeouts, tls, url_input, validation",
             ],
         ),
         (

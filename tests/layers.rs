@@ -12,9 +12,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Stages know ids, std and their own libraries: neither another stage nor what stands above them.
-const STAGES: [&str; 8] = ["auth", "balance", "catalogue", "meter", "route", "schema", "signals", "upstream"];
+const STAGES: [&str; 9] = ["admission", "auth", "balance", "catalogue", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 25] = [
+const ARROWS: [(&str, &[&str]); 26] = [
+    ("admission", &["ids"]),
     ("ids", &[]),
     ("signals", &[]),
     ("scrape", &["balance", "probe", "proxy", "signals"]),
@@ -27,19 +28,19 @@ const ARROWS: [(&str, &[&str]); 25] = [
     ("upstream", &["ids"]),
     ("store", &[]),
     ("quota", &["ids", "store"]),
-    ("failure", &["ids", "auth", "balance", "catalogue", "quota", "route", "schema", "upstream"]),
+    ("failure", &["ids", "admission", "auth", "balance", "catalogue", "quota", "route", "schema", "upstream"]),
     ("access_log", &[]),
     ("telemetry", &["ids"]),
     ("record", &["access_log", "auth", "failure", "ids", "quota", "telemetry"]),
     (
         "proxy",
-        &["ids", "auth", "balance", "catalogue", "failure", "meter", "quota", "record", "route", "schema", "upstream"],
+        &["ids", "admission", "auth", "balance", "catalogue", "failure", "meter", "quota", "record", "route", "schema", "upstream"],
     ),
     ("config", &["ids", "auth", "balance", "catalogue", "proxy", "quota", "route", "schema", "store", "upstream"]),
     ("probe", &["balance", "proxy"]),
     ("directory", &["auth", "config", "proxy", "quota", "store"]),
     ("reload", &["config", "directory", "probe", "proxy", "quota", "scrape", "telemetry"]),
-    ("admin", &["auth", "balance", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"]),
+    ("admin", &["admission", "auth", "balance", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"]),
     (
         "server",
         &[

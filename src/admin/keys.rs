@@ -38,11 +38,15 @@ struct Body {
     pools: Vec<String>,
     #[schemars(length(max = 32))]
     limits: Vec<file::Limit>,
+    priority: Option<file::Priority>,
+    #[schemars(range(min = 1, max = 1000))]
+    weight: Option<u32>,
     expires: Option<String>,
     disabled: bool,
 }
 
-const MEMBERS: [&str; 9] = ["org", "team", "name", "scopes", "models", "pools", "limits", "expires", "disabled"];
+const MEMBERS: [&str; 11] =
+    ["org", "team", "name", "scopes", "models", "pools", "limits", "priority", "weight", "expires", "disabled"];
 
 /// How a key is rotated.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]

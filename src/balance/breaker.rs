@@ -174,6 +174,11 @@ impl Breaker {
         (since.as_secs_f64() / settings.slow_start.as_secs_f64()).clamp(FIRST_SHARE, 1.0)
     }
 
+    /// Leaves it alone for so long.
+    pub fn rest(&self, time: Duration, now: u64) {
+        self.pause(time, now);
+    }
+
     fn pause(&self, time: Duration, now: u64) {
         // A tenth more or less, so that many gateways do not come back in step.
         let time = time.mul_f64(0.9 + 0.2 * fastrand::f64());

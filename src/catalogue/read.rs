@@ -66,6 +66,7 @@ impl Reader<'_> {
         Ok(Operation {
             id: id.into(),
             api: self.api.clone(),
+            repeatable: flag("x-nimgate-repeatable") || matches!(method, Method::GET | Method::HEAD),
             method,
             path: self.path.to_owned(),
             scope: scope.to_owned(),

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use super::check::dotted;
 use super::file;
 use crate::catalogue::Catalogue;
-use crate::ids::CallerId;
+use crate::ids::{CallerId, Class};
 use crate::proxy::settings::PoolSettings;
 use crate::quota::limit::Limit;
 use crate::quota::price::Price;
@@ -198,6 +198,12 @@ impl Reader<'_> {
                 scopes: key.scopes,
                 models: key.models.into_iter().map(Into::into).collect(),
                 pools: key.pools.into_iter().map(Into::into).collect(),
+                class: match key.priority {
+                    file::Priority::High => Class::High,
+                    file::Priority::Normal => Class::Normal,
+                    file::Priority::Low => Class::Low,
+                },
+                weight: key.weight,
                 expires,
                 disabled: key.disabled,
             });

@@ -26,8 +26,8 @@ mod keys;
 mod load;
 mod quotas;
 
-pub use keys::{Key, Keys, Limit, Org, Per, Previous, Team};
-pub use load::{Balance, Breaker, Policy, Scrape};
+pub use keys::{Key, Keys, Limit, Org, Per, Previous, Priority, Team};
+pub use load::{Balance, Breaker, Hedge, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason};
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
 
 /// The configuration of nimgate.
@@ -303,6 +303,21 @@ pub struct Pool {
     /// What endpoints report of their own load.
     #[serde(default)]
     pub metrics: Scrape,
+    /// Waiting for a place.
+    #[serde(default)]
+    pub queue: Queue,
+    /// Trying again.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Other pools for what this one can not take.
+    #[serde(default)]
+    pub spill: Spill,
+    /// A second endpoint for requests that take unusually long.
+    #[serde(default)]
+    pub hedge: Hedge,
+    /// Copies of requests for another pool.
+    #[serde(default)]
+    pub shadow: Option<Shadow>,
     /// How long things may take.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -373,6 +388,18 @@ pub struct Model {
     #[serde(default)]
     #[schemars(range(min = 1, max = 10_000_000))]
     pub output_tokens: Option<u64>,
+    /// When it ends here, RFC 3339 or a date, from midnight UTC. Before, answers say so (`Sunset`); from then on,
+    /// requests are refused with status 410, or go where `spill` says.
+    #[serde(default)]
+    pub end_of_life: Option<String>,
+    /// Takes it offline: requests are refused with status 503 and these words.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 1000))]
+    pub offline_message: Option<String>,
+    /// Further words for callers who are refused with status 429.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 1000))]
+    pub rate_limit_message: Option<String>,
 }
 
 /// One backend.
@@ -500,8 +527,5 @@ section! {
         /// Time that an idle connection is kept. Below the backend's own: uvicorn closes after 5 s.
         #[schemars(range(min = 100, max = 3_600_000))]
         idle_timeout_ms: u64 = 4000,
-        /// Further endpoints to try when connecting fails. Nothing was sent then.
-        #[schemars(range(max = 20))]
-        connect_retries: usize = 2,
     }
 }

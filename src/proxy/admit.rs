@@ -1,6 +1,7 @@
 //! Admit: the path of a request up to its pool, in the order in which it is walked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::Utc;
@@ -18,7 +19,8 @@ use crate::auth::Caller;
 use crate::catalogue::{Body, Operation};
 use crate::failure::{BadInput, Failure};
 use crate::ids::{ApiName, OperationIndex, PoolIndex, PoolName, RequestId};
-use crate::route::{NotFound, Route, Target};
+use crate::record::{Spill, SpillReason};
+use crate::route::{Life, ModelEntry, NotFound, Route, Target};
 use crate::schema::{Document, Violation};
 
 /// What becomes of a request.
@@ -38,6 +40,7 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
     let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
     ctx.trail.method = method.clone();
     ctx.trail.origin = header_text(headers, header::ORIGIN);
+    ctx.timeout = timeout(headers)?;
     if let Some(reply) = own::preflight(&method, headers, &snapshot.cors) {
         return Ok(Verdict::Answer(reply));
     }
@@ -68,6 +71,18 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
     }
 }
 
+/// What a body to send is made of: kept where the request may go to another pool, which may want another.
+pub struct Source {
+    /// The body as it came.
+    pub bytes: Bytes,
+    /// What it says.
+    pub document: Option<Arc<Document>>,
+    /// The model, as it was named.
+    pub model: Option<String>,
+    /// The question for usage, where it is asked here.
+    pub ask_usage: Option<Edit>,
+}
+
 /// What is known of a request before its body.
 struct Request<'a> {
     snapshot: &'a Snapshot,
@@ -95,6 +110,7 @@ impl Request<'_> {
         let checks = state.checks.get(&index);
         let mut found = self.check_params(checks, &session.req_header().headers);
         let mut read = None;
+        let mut source = None;
         let payload = match &operation.body {
             Body::Json { required, .. } => {
                 require_json(&session.req_header().headers)?;
@@ -103,7 +119,10 @@ impl Request<'_> {
                 if !bytes.is_empty() || *required {
                     let document = body::parse(&bytes).await?;
                     check_body(checks, &document, &mut found);
-                    read = Some(document);
+                    read = Some(Arc::new(document));
+                }
+                if state.settings.has_others() {
+                    source = Some(Source { bytes: bytes.clone(), document: read.clone(), model: None, ask_usage: None });
                 }
                 Payload::Buffered(vec![bytes])
             }
@@ -113,11 +132,8 @@ impl Request<'_> {
             }
         };
         refuse_violations(found, state.settings.schema.max_violations)?;
-        limits::reserve(ctx, operation, None, read.as_ref()).await?;
-        if matches!(payload, Payload::Streamed) {
-            body::invite(session.as_mut()).await?;
-        }
-        Ok(self.forward(pool, index, limit, payload))
+        limits::reserve(ctx, operation, None, read.as_deref()).await?;
+        Ok(self.forward(pool, index, limit, payload, source, None))
     }
 
     /// An operation whose body names the model that picks the pool.
@@ -135,7 +151,7 @@ impl Request<'_> {
         require_json(&session.req_header().headers)?;
         let bytes = body::read(session.as_mut(), self.largest(&operations, within), &self.snapshot.client).await?;
         ctx.trail.request_bytes = bytes.len();
-        let document = body::parse(&bytes).await?;
+        let document = Arc::new(body::parse(&bytes).await?);
         let Some(model) = document.model() else { return Err(self.without_model(candidates, within, &document)) };
         let shown = || model.chars().take(200).collect::<String>();
         let (pool, index, entry) = self
@@ -143,6 +159,7 @@ impl Request<'_> {
             .routes
             .model(model, candidates, within)
             .map_err(|problem| Failure::ModelNotFound(shown(), problem))?;
+        let (pool, entry) = self.living(ctx, model, pool, index, entry)?;
         let (operation, state) = (self.snapshot.catalogue.operation(index), self.snapshot.pool(pool));
         self.note(ctx, pool, index);
         ctx.trail.model = Some(entry.id.clone());
@@ -168,8 +185,53 @@ impl Request<'_> {
         let ask_usage = self.snapshot.meter.stream_usage && states_usage;
         let ask_usage = ask_usage.then(|| Edit::ask_usage(&document)).flatten();
         ctx.withhold_usage = ask_usage.is_some();
+        let source = state.settings.has_others().then(|| Source {
+            bytes: bytes.clone(),
+            document: Some(Arc::clone(&document)),
+            model: Some(model.to_owned()),
+            ask_usage: ask_usage.clone(),
+        });
         let payload = body::edited(bytes, rename.into_iter().chain(ask_usage).collect());
-        Ok(self.forward(pool, index, limit, payload))
+        let life = (entry.life != Life::default()).then(|| entry.life.clone());
+        Ok(self.forward(pool, index, limit, payload, source, life))
+    }
+
+    /// Where the model is still served: in its pool, or in one that takes what has ended there.
+    fn living<'a>(
+        &'a self,
+        ctx: &mut RequestContext,
+        model: &str,
+        pool: PoolIndex,
+        index: OperationIndex,
+        entry: &'a ModelEntry,
+    ) -> Result<(PoolIndex, &'a ModelEntry), Failure> {
+        let now = Utc::now();
+        if entry.life.is_alive(now) {
+            return Ok((pool, entry));
+        }
+        let state = self.snapshot.pool(pool);
+        self.note(ctx, pool, index);
+        let is_offline = entry.life.offline.is_some();
+        let reason = if is_offline { SpillReason::Outage } else { SpillReason::EndOfLife };
+        let others = state.settings.spill.to.iter().filter(|_| state.settings.spill.is_for(reason));
+        for other in others {
+            let candidates = [(state.settings.api.clone(), index)];
+            let found = self.snapshot.routes.model(model, &candidates, Some(*other)).ok();
+            let name = &self.snapshot.pool(*other).settings.name;
+            if let Some((other, _, entry)) = found.filter(|(_, _, entry)| entry.life.is_alive(now))
+                && self.caller.require_pool(name).is_ok()
+            {
+                ctx.trail.spill = Some(Spill { from: state.settings.name.clone(), reason });
+                return Ok((other, entry));
+            }
+        }
+        Err(match &entry.life {
+            Life { offline: Some(message), .. } => Failure::ModelOffline(Arc::clone(message)),
+            Life { end, .. } => {
+                let day = end.map(|end| end.format("%Y-%m-%d").to_string()).unwrap_or_default();
+                Failure::ModelEnded(entry.id.to_string(), day)
+            }
+        })
     }
 
     fn note(&self, ctx: &mut RequestContext, pool: PoolIndex, index: OperationIndex) {
@@ -237,9 +299,18 @@ impl Request<'_> {
         found
     }
 
-    fn forward(&self, pool: PoolIndex, operation: OperationIndex, limit: usize, payload: Payload) -> Verdict {
+    fn forward(
+        &self,
+        pool: PoolIndex,
+        operation: OperationIndex,
+        limit: usize,
+        payload: Payload,
+        source: Option<Source>,
+        life: Option<Life>,
+    ) -> Verdict {
         debug_assert!(self.path.len() >= self.route.prefix);
-        let admitted = Admitted { pool, operation, prefix: self.route.prefix, length: payload.len(), limit };
+        let length = payload.len();
+        let admitted = Admitted { pool, operation, prefix: self.route.prefix, length, limit, source, life };
         Verdict::Forward(admitted, payload)
     }
 }
@@ -280,8 +351,21 @@ fn meant<'a>(snapshot: &'a Snapshot, found: &Result<Route, NotFound>, path: &str
     }
 }
 
+/// The longest time that a request may ask for.
+const LONGEST: f64 = 86_400.0;
+
+/// How long the caller lets the request take: `x-request-timeout`, in seconds, as clients that wait state it.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Failure> {
+    let Some(stated) = headers.get("x-request-timeout") else { return Ok(None) };
+    let seconds = stated.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
+    match seconds.filter(|seconds| *seconds > 0.0 && *seconds <= LONGEST) {
+        Some(seconds) => Ok(Some(Duration::from_secs_f64(seconds))),
+        None => Err(Failure::MalformedRequest("x-request-timeout is no number of seconds above 0 and up to 86400")),
+    }
+}
+
 /// Adds what the body's schema finds wrong.
-fn check_body(checks: Option<&Checks>, document: &Document, found: &mut BadInput) {
+pub(super) fn check_body(checks: Option<&Checks>, document: &Document, found: &mut BadInput) {
     let schema = checks.and_then(|c| c.body.as_ref());
     if let Some(Err(wrong)) = schema.map(|schema| schema.validate(&document.value)) {
         found.violations.extend(wrong.list);

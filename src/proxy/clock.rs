@@ -14,16 +14,22 @@ pub struct Clock {
     timeouts: Timeouts,
     started: Instant,
     attempt: Instant,
+    end: Option<Instant>,
     /// When the answer last moved; absent before its first byte.
     moved: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Clock {
-    /// Starts now.
-    pub fn start(timeouts: Timeouts) -> Self {
+    /// Starts now. Whatever the timeouts allow, `end` ends it.
+    pub fn start(timeouts: Timeouts, end: Option<Instant>) -> Self {
         let now = Instant::now();
-        Self { timeouts, started: now, attempt: now, moved: None, timer: None }
+        Self { timeouts, started: now, attempt: now, end, moved: None, timer: None }
+    }
+
+    /// Goes on with the timeouts of another pool.
+    pub(super) fn retime(&mut self, timeouts: Timeouts) {
+        self.timeouts = timeouts;
     }
 
     /// An attempt begins.
@@ -63,8 +69,13 @@ impl Clock {
 
     /// Waits until the whole request has taken too long, whoever is silent.
     pub(super) async fn overdue(&self) -> Failure {
-        tokio::time::sleep_until(self.started + self.timeouts.total).await;
+        tokio::time::sleep_until(self.total()).await;
         Failure::TotalTimeout
+    }
+
+    fn total(&self) -> Instant {
+        let total = self.started + self.timeouts.total;
+        self.end.map_or(total, |end| end.min(total))
     }
 
     fn deadline(&self) -> (Instant, Failure) {
@@ -72,7 +83,7 @@ impl Clock {
             None => (self.attempt + self.timeouts.first_byte, Failure::FirstByteTimeout),
             Some(moved) => (moved + self.timeouts.between_chunks, Failure::UpstreamStalled),
         };
-        let total = self.started + self.timeouts.total;
+        let total = self.total();
         if total < silent.0 { (total, Failure::TotalTimeout) } else { silent }
     }
 }
@@ -84,12 +95,13 @@ mod tests {
 
     fn clock(first_byte: u64, between_chunks: u64, total: u64) -> Clock {
         let s = Duration::from_secs;
-        Clock::start(Timeouts {
+        let timeouts = Timeouts {
             connect: s(1),
             first_byte: s(first_byte),
             between_chunks: s(between_chunks),
             total: s(total),
-        })
+        };
+        Clock::start(timeouts, None)
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,16 +5,19 @@ use std::time::{Duration, Instant};
 
 use pingora_error::{Error, ErrorType, Result};
 
+use super::admit::Source;
+use super::course::Course;
 use super::exchange;
 use super::snapshot::Snapshot;
 use crate::balance::affinity::Chain;
-use crate::balance::{Endpoint, Lease};
+use crate::balance::Lease;
 use crate::catalogue::{Errors, Format};
 use crate::failure::Failure;
 use crate::ids::{OperationIndex, PoolIndex, RequestId};
 use crate::meter::Meter;
 use crate::quota::{Limiter, Reservation, Standing};
 use crate::record::Trail;
+use crate::route::Life;
 
 /// One request's state. Set once where it can be; the phases read it.
 pub struct RequestContext {
@@ -40,6 +43,10 @@ pub struct RequestContext {
     pub meter: Option<Meter>,
     /// Usage was asked for on the caller's behalf.
     pub withhold_usage: bool,
+    /// Time that its caller allows it, from its header on.
+    pub timeout: Option<Duration>,
+    /// Where it runs.
+    pub course: Course,
     /// The endpoint that works on it.
     pub lease: Option<Lease>,
     /// Units of work that it is expected to be.
@@ -48,14 +55,16 @@ pub struct RequestContext {
     pub chain: Option<Chain>,
     /// For how long the backend asked to be left alone.
     pub pause: Option<Duration>,
-    /// Endpoints that could not be reached.
-    pub tried: Vec<Arc<Endpoint>>,
     /// The exchange in place of the client's session.
     pub exchange: Option<exchange::Handle>,
     /// Body bytes that streamed through.
     pub streamed: usize,
     /// The answer is an event stream, so that its failure can be told in an event.
     pub event_stream: bool,
+    /// An event stream was begun here, with comments, before any backend answered.
+    pub is_opened: bool,
+    /// Something of a backend's answer was passed on.
+    pub is_begun: bool,
 }
 
 /// What the request was admitted to.
@@ -70,6 +79,10 @@ pub struct Admitted {
     pub length: Option<usize>,
     /// Largest body that may stream through.
     pub limit: usize,
+    /// What its body was made of; kept where it may go to another pool.
+    pub source: Option<Source>,
+    /// The model, as its pool has it.
+    pub life: Option<Life>,
 }
 
 impl RequestContext {
@@ -87,14 +100,17 @@ impl RequestContext {
             standings: Vec::new(),
             meter: None,
             withhold_usage: false,
+            timeout: None,
+            course: Course::default(),
             lease: None,
             work: 1.0,
             chain: None,
             pause: None,
-            tried: Vec::new(),
             exchange: None,
             streamed: 0,
             event_stream: false,
+            is_opened: false,
+            is_begun: false,
         }
     }
 

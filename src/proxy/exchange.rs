@@ -27,6 +27,7 @@ use super::body::read_failure;
 use super::clock::Clock;
 use super::judge::Judge;
 use super::respond::into_error;
+use super::settings::Timeouts;
 use crate::failure::Failure;
 use crate::meter::Form;
 
@@ -34,6 +35,7 @@ use crate::meter::Form;
 const SLICE: usize = 256 * 1024;
 
 /// The request body, as far as the exchange is concerned.
+#[derive(Clone)]
 pub enum Payload {
     /// Read and checked: these pieces, in order.
     Buffered(Vec<Bytes>),
@@ -57,6 +59,14 @@ pub struct Handle {
     slot: Arc<Mutex<Option<Box<ServerSession>>>>,
     verdict: Arc<Mutex<Option<Failure>>>,
     is_complete: Arc<AtomicBool>,
+    target: Arc<Mutex<Option<Target>>>,
+}
+
+/// What changes when the request goes to another pool.
+struct Target {
+    payload: Option<Payload>,
+    judge: Judge,
+    timeouts: Timeouts,
 }
 
 impl Handle {
@@ -65,14 +75,32 @@ impl Handle {
         self.is_complete.store(true, Ordering::Relaxed);
     }
 
+    /// Has the next attempt go to another pool, with this body in place of the first one.
+    pub fn retarget(&self, payload: Option<Payload>, judge: Judge, timeouts: Timeouts) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(Target { payload, judge, timeouts });
+    }
+
     /// The failure that the judge read in the answer.
     pub fn verdict(&self) -> Option<Failure> {
         self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Puts an exchange in the place of `session`. After a client has left a stream, it is read for `drain` more.
-pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, judge: Judge, clock: Clock, drain: Duration) -> Handle {
+/// How an exchange is to behave.
+pub struct Manner {
+    /// Reads answers.
+    pub judge: Judge,
+    /// Watches the backend.
+    pub clock: Clock,
+    /// After a client has left a stream, for how long it is read on.
+    pub drain: Duration,
+    /// The client has got the header of an event stream already.
+    pub is_opened: bool,
+}
+
+/// Puts an exchange in the place of `session`.
+pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, manner: Manner) -> Handle {
+    let Manner { judge, clock, drain, is_opened } = manner;
     let handle = Handle::default();
     let inner = std::mem::replace(session, Box::new(ServerSession::new_custom(Box::new(()))));
     let pieces = match payload {
@@ -90,6 +118,7 @@ pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, judge: Judge, cl
         drain,
         is_stream: false,
         left: None,
+        is_opened,
     };
     **session = ServerSession::new_custom(Box::new(exchange));
     handle
@@ -138,6 +167,8 @@ struct Exchange {
     is_stream: bool,
     /// The client has left; the stream is read until then.
     left: Option<Instant>,
+    /// The client has got the header of an event stream already: a backend's is dropped.
+    is_opened: bool,
 }
 
 impl Drop for Exchange {
@@ -213,6 +244,11 @@ impl Exchange {
             None => None,
         };
         let mut tasks = Vec::with_capacity(held.tasks.len() + 1);
+        if self.is_opened {
+            // The header has gone: the failure is told in an event, as the backend worded it where that is JSON.
+            let body = replaced.unwrap_or_else(|| held.seen.clone().into());
+            return self.inner_mut().response_duplex_vec(vec![HttpTask::Body(Some(event(&body)), true)]).await;
+        }
         match replaced {
             Some(body) => {
                 tasks.push(HttpTask::Header(held.header, false));
@@ -225,6 +261,16 @@ impl Exchange {
         }
         self.inner_mut().response_duplex_vec(tasks).await
     }
+}
+
+/// A failure as an event: OpenAI's readers look for an `error` object in `data`.
+fn event(body: &[u8]) -> Bytes {
+    let data = match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(value) if value.get("error").is_some() => value,
+        Ok(value) => serde_json::json!({ "error": value }),
+        Err(_) => serde_json::json!({ "error": { "message": "The backend answered with an error.", "type": "upstream_error" } }),
+    };
+    format!("data: {data}\n\n").into()
 }
 
 /// Waits for the end of a drain.
@@ -294,6 +340,13 @@ impl CustomSession for Exchange {
 
     /// pingora calls this once at the start of every attempt.
     fn enable_retry_buffering(&mut self) {
+        if let Some(target) = self.handle.target.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(Payload::Buffered(pieces)) = target.payload {
+                self.pieces = Some(sliced(pieces));
+            }
+            self.judge = target.judge;
+            self.clock.retime(target.timeouts);
+        }
         self.next = 0;
         self.held = None;
         self.clock.attempt();
@@ -339,7 +392,11 @@ impl CustomSession for Exchange {
         let is_broken = tasks.iter().any(|task| matches!(task, HttpTask::Failed(_)));
         let done = match held {
             Some(held) => self.hold(held, tasks).await,
-            None => self.inner_mut().response_duplex_vec(tasks).await,
+            None => {
+                let is_sent = |task: &HttpTask| !self.is_opened || !matches!(task, HttpTask::Header(..));
+                let tasks = if self.is_opened { tasks.into_iter().filter(is_sent).collect() } else { tasks };
+                self.inner_mut().response_duplex_vec(tasks).await
+            }
         };
         if done.is_err() && !is_broken && self.may_drain() {
             self.leave();

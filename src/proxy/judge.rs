@@ -10,6 +10,8 @@ use http::header;
 use pingora_http::ResponseHeader;
 use serde_json::Value;
 
+use super::context::{Admitted, RequestContext};
+use super::snapshot::Snapshot;
 use crate::catalogue::Errors;
 use crate::failure::{Failure, render};
 use crate::ids::RequestId;
@@ -40,6 +42,16 @@ pub(super) struct Judgement {
 }
 
 impl Judge {
+    /// For a request that goes to this pool.
+    pub fn new(snapshot: &Snapshot, admitted: &Admitted, ctx: &RequestContext) -> Self {
+        Self {
+            kind: snapshot.pool(admitted.pool).settings.kind.clone(),
+            errors: ctx.errors,
+            answer_requires: Arc::clone(&snapshot.catalogue.operation(admitted.operation).answer_requires),
+            request_id: ctx.request_id.clone(),
+        }
+    }
+
     /// Whether this answer may be a failure.
     pub(super) fn must_see(&self, header: &ResponseHeader) -> bool {
         let status = header.status.as_u16();

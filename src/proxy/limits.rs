@@ -6,11 +6,11 @@ use http::header;
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 
-use super::context::RequestContext;
+use super::context::{Admitted, RequestContext};
 use super::load;
 use crate::catalogue::Operation;
 use crate::failure::Failure;
-use crate::ids::{CallerId, ModelId};
+use crate::ids::{CallerId, ModelId, PoolName};
 use crate::meter::{Form, Meter};
 use crate::quota::limit::{Asked, LARGEST, Metric};
 use crate::quota::price::Used;
@@ -69,6 +69,17 @@ pub async fn reserve(
         ctx.standings = reservation.standings();
         refused.into()
     })
+}
+
+/// Counts the request against the limits of another pool, which it moves to.
+pub async fn moved(ctx: &mut RequestContext, admitted: &Admitted, pool: &PoolName) -> Result<(), Failure> {
+    let operation = ctx.snapshot.catalogue.operation(admitted.operation);
+    let asked =
+        Asked { model: ctx.trail.model.as_ref(), pool, api: operation.api.as_str(), operation: &operation.id };
+    match &mut ctx.reservation {
+        Some(reservation) => reservation.moved(&asked).await.map_err(Failure::from),
+        None => Ok(()),
+    }
 }
 
 /// Begins to read usage in an answer.
@@ -194,7 +205,7 @@ fn write_item(list: &mut String, name: &str, parameters: [(&str, u64); 2]) {
     }
 }
 
-fn ceiling(time: Duration) -> u64 {
+pub fn ceiling(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 

@@ -81,7 +81,7 @@ pub fn release(ctx: &mut RequestContext) {
 }
 
 /// What a failure says of the endpoint. Whatever a client did says nothing.
-fn verdict(failure: &Failure, pause: Option<Duration>) -> Verdict {
+pub fn verdict(failure: &Failure, pause: Option<Duration>) -> Verdict {
     match failure {
         Failure::Upstream(Fault::InferenceOverloaded | Fault::PlatformRateLimited | Fault::PlatformQueueFull, _) => {
             Verdict::Overloaded(pause)

@@ -89,7 +89,7 @@ fn downstream(kind: &ErrorType) -> Failure {
 }
 
 /// Whether an answer has begun; a `100 Continue` is none.
-pub fn committed(session: &ServerSession) -> bool {
+fn committed(session: &ServerSession) -> bool {
     session.response_written().is_some_and(|header| !header.status.is_informational())
 }
 
@@ -115,6 +115,7 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
         // What the drain below may take is no load of the endpoint, and no use of the caller's limits.
         limits::settle(ctx);
         load::release(ctx);
+        ctx.course.end();
         match answer(server_session, &failure, ctx, reusable).await {
             Ok(()) if reusable => return FailToProxy { error_code: status, can_reuse_downstream: true },
             // A connection that is closed on a client which still sends is reset, and the answer lost with it.
@@ -156,6 +157,10 @@ async fn answer(session: &mut ServerSession, failure: &Failure, ctx: &RequestCon
         }
         Failure::Exceeded(exceeded) => limits::advise(&mut header, exceeded)?,
         Failure::LimitsUnknown | Failure::KeysUnknown => header.insert_header(header::RETRY_AFTER, 1)?,
+        Failure::QueueFull(wait)
+        | Failure::CallerQueueFull(wait)
+        | Failure::QueueTimeout(wait)
+        | Failure::DeadlineUnmet(wait) => header.insert_header(header::RETRY_AFTER, limits::ceiling(*wait).max(1))?,
         _ => {}
     }
     decorate(&mut header, ctx)?;
@@ -188,7 +193,8 @@ pub async fn send(session: &mut Session, ctx: &RequestContext, reply: Reply) -> 
 }
 
 /// Headers that scripts in browsers may read.
-const EXPOSED: &str = "x-request-id, x-nimgate-error, x-nimgate-blame, x-nimgate-pool, nvcf-reqid, nvcf-status, \
+const EXPOSED: &str = "x-request-id, x-nimgate-error, x-nimgate-blame, x-nimgate-pool, x-nimgate-queue-ms, \
+                       x-nimgate-spill, sunset, nvcf-reqid, nvcf-status, \
                        retry-after, x-should-retry, ratelimit, ratelimit-policy, x-ratelimit-limit-requests, \
                        x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, \
                        x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
@@ -198,6 +204,16 @@ pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()>
     header.insert_header("x-request-id", ctx.request_id.as_str())?;
     if let Some(pool) = &ctx.trail.pool {
         header.insert_header("x-nimgate-pool", pool.as_str())?;
+    }
+    if let Some(queued) = ctx.trail.queued {
+        header.insert_header("x-nimgate-queue-ms", queued.as_millis().to_string())?;
+    }
+    if let Some(spill) = &ctx.trail.spill {
+        header.insert_header("x-nimgate-spill", format!("{}; from={}", spill.reason.word(), spill.from.as_str()))?;
+    }
+    let life = ctx.admitted.as_ref().and_then(|admitted| admitted.life.as_ref());
+    if let Some(end) = life.and_then(|life| life.end) {
+        header.insert_header("sunset", end.format("%a, %d %b %Y %H:%M:%S GMT").to_string())?;
     }
     limits::decorate(header, ctx)?;
     if let Some(origin) = &ctx.trail.origin

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
-use crate::ids::{ApiName, PoolName};
+use crate::ids::{ApiName, PoolIndex, PoolName};
+use crate::record::SpillReason;
 use crate::{auth, balance, catalogue, quota, route, schema, upstream};
 
 /// Everything that a reload can replace.
@@ -99,12 +100,102 @@ pub struct PoolSettings {
     pub http2: bool,
     /// How long idle connections are kept.
     pub idle_timeout: Duration,
-    /// Further endpoints to try when connecting fails.
-    pub connect_retries: usize,
+    /// Waiting for a place.
+    pub queue: QueueSettings,
+    /// Trying again.
+    pub retry: RetrySettings,
+    /// Other pools for what this one can not take.
+    pub spill: SpillSettings,
+    /// A second endpoint for requests that take unusually long; absent when off.
+    pub hedge: Option<HedgeSettings>,
+    /// Copies for another pool.
+    pub shadow: Option<ShadowSettings>,
     /// How an endpoint is chosen.
     pub balance: balance::Tuning,
     /// Asking endpoints for their load; absent when off.
     pub scrape: Option<ScrapeSettings>,
+}
+
+impl PoolSettings {
+    /// Whether its requests may be sent to other pools as well.
+    pub fn has_others(&self) -> bool {
+        !self.spill.to.is_empty() || self.shadow.is_some()
+    }
+}
+
+/// Waiting for a place in a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// Most requests that wait.
+    pub max: usize,
+    /// Most requests of one caller that wait.
+    pub max_per_caller: usize,
+    /// The longest wait.
+    pub timeout: Duration,
+    /// Most requests in flight on the pool.
+    pub max_in_flight: Option<usize>,
+    /// Time between comments to the caller of a stream; absent for none.
+    pub keepalive: Option<Duration>,
+}
+
+/// Trying again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetrySettings {
+    /// Most attempts in the pool, the first included.
+    pub attempts: u32,
+    /// Repeated attempts for each request, on average.
+    pub budget: f32,
+    /// Repeated attempts per second that are always allowed.
+    pub per_second: u32,
+}
+
+/// Other pools for what one can not take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpillSettings {
+    /// Which, in the order in which they are tried.
+    pub to: Vec<PoolIndex>,
+    /// When the pool is full.
+    pub overload: bool,
+    /// When the pool can not be reached.
+    pub outage: bool,
+    /// When the model has ended there.
+    pub end_of_life: bool,
+    /// How long a request waits for a place first.
+    pub after: Duration,
+}
+
+impl SpillSettings {
+    /// Whether requests go elsewhere for this reason.
+    pub fn is_for(&self, reason: SpillReason) -> bool {
+        let is_on = match reason {
+            SpillReason::Overload => self.overload,
+            SpillReason::Outage => self.outage,
+            SpillReason::EndOfLife => self.end_of_life,
+        };
+        is_on && !self.to.is_empty()
+    }
+}
+
+/// Second attempts for requests that take unusually long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HedgeSettings {
+    /// When they begin; absent for when 95 in 100 requests would have ended.
+    pub after: Option<Duration>,
+    /// Second attempts for each request, on average.
+    pub budget: f32,
+}
+
+/// Copies of requests for another pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ShadowSettings {
+    /// The other pool.
+    pub pool: PoolIndex,
+    /// The share of callers, 0 to 1.
+    pub share: f64,
+    /// Most copies in flight.
+    pub max_in_flight: usize,
+    /// The largest body, in bytes.
+    pub max_body: usize,
 }
 
 /// Probing of a pool.

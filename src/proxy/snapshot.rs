@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -11,17 +12,22 @@ use chrono::{DateTime, Utc};
 use http::HeaderMap;
 use pingora_core::protocols::tls::CaType;
 use pingora_core::utils::tls::{WrappedX509, parse_x509};
+use tower::retry::budget::TpsBudget;
 
 use super::params::{Params, Place};
-use super::settings::{ClientSettings, CorsSettings, MeterSettings, PoolSettings, Settings};
+use super::settings::{ClientSettings, CorsSettings, MeterSettings, PoolSettings, QueueSettings, Settings};
+use crate::admission::{self, Gate};
 use crate::auth::{self, Caller, Denied, KeyRing};
-use crate::balance::{Endpoint, Pool};
+use crate::balance::{Endpoint, Pool, now};
 use crate::catalogue::{Body, Catalogue, Operation};
 use crate::failure::Failure;
 use crate::ids::{ApiName, OperationIndex, PoolIndex};
 use crate::quota::{self, Book, Limiter};
 use crate::route::{OperationEntry, PoolEntry, RouteTable};
 use crate::schema::{self, BadSchema, Schema, Validation};
+
+/// The time over which budgets of repeated attempts are kept.
+const BUDGET_TIME: Duration = Duration::from_secs(10);
 
 /// One loaded configuration.
 pub struct Snapshot {
@@ -85,6 +91,10 @@ pub struct PoolState {
     pub settings: PoolSettings,
     /// Its endpoints.
     pub pool: Pool,
+    /// Its places, and those who wait for one.
+    pub gate: Arc<Gate>,
+    /// Repeated attempts that it allows.
+    pub retries: Arc<TpsBudget>,
     /// The compiled schemas of its API under its settings.
     pub checks: Arc<HashMap<OperationIndex, Checks>>,
     /// Authorities to trust in place of the system's.
@@ -154,6 +164,7 @@ impl Snapshot {
                 endpoint.resolved(resolve(&endpoint.settings().host, endpoint.settings().port));
             }
         }
+        self.pools.iter().for_each(PoolState::resize);
     }
 
     /// A pool by its index.
@@ -173,6 +184,12 @@ impl Snapshot {
 }
 
 impl PoolState {
+    /// Tells the gate how many places there are now.
+    pub fn resize(&self) {
+        let places = self.pool.places(now());
+        self.gate.resize(self.settings.queue.max_in_flight.map_or(places, |most| most.min(places)));
+    }
+
     fn new(settings: PoolSettings, checks: Arc<HashMap<OperationIndex, Checks>>, previous: Option<&Snapshot>) -> Self {
         let before = previous.and_then(|s| s.pools.iter().find(|p| p.settings.name == settings.name));
         let known = before.map(|p| p.pool.endpoints()).unwrap_or_default();
@@ -185,6 +202,16 @@ impl PoolState {
             Some(before) => Pool::succeeding(&before.pool, endpoints, settings.balance.clone()),
             None => Pool::new(endpoints, settings.balance.clone()),
         };
+        let QueueSettings { max, max_per_caller, .. } = settings.queue;
+        let gate = before.map(|before| Arc::clone(&before.gate)).unwrap_or_else(|| {
+            let pool = settings.name.clone();
+            Arc::new(Gate::new(admission::Settings { pool, queue: max, per_caller: max_per_caller }))
+        });
+        gate.configure(max, max_per_caller);
+        let kept = before.filter(|before| before.settings.retry == settings.retry);
+        let retries = kept.map(|before| Arc::clone(&before.retries)).unwrap_or_else(|| {
+            Arc::new(TpsBudget::new(BUDGET_TIME, settings.retry.per_second, settings.retry.budget))
+        });
         let tls = settings.tls.as_ref();
         let authorities = tls.and_then(|t| t.authorities.as_ref());
         let mut hasher = DefaultHasher::new();
@@ -193,7 +220,10 @@ impl PoolState {
             let wrapped: Vec<WrappedX509> = all.iter().map(|der| WrappedX509::new(der.clone(), parse_x509)).collect();
             Arc::from(wrapped)
         });
-        Self { pool, checks, authorities: wrapped, connection_group: hasher.finish(), settings }
+        let state =
+            Self { pool, gate, retries, checks, authorities: wrapped, connection_group: hasher.finish(), settings };
+        state.resize();
+        state
     }
 }
 
@@ -265,6 +295,7 @@ fn route_settings(catalogue: &Catalogue, pools: &[PoolState]) -> crate::route::S
         api: p.settings.api.clone(),
         default: p.settings.default,
         models: p.settings.models.clone(),
+        behind: p.settings.spill.to.iter().copied().chain(p.settings.shadow.map(|shadow| shadow.pool)).collect(),
     });
     crate::route::Settings { operations: operations.collect(), pools: pools.collect() }
 }

@@ -9,24 +9,25 @@ use pingora_error::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 
 use super::context::RequestContext;
+use super::course;
+use super::respond::into_error;
 use super::snapshot::PoolState;
-use crate::balance::{Ask, Lease, now};
+use crate::balance::Lease;
 use crate::catalogue::Operation;
-use crate::failure::Failure;
 use crate::upstream::Kind;
 
 /// Most streams on one HTTP/2 connection to a backend; pingora's own default is one.
 const H2_STREAMS: usize = 100;
 
-/// Takes a lease on an endpoint and names it as pingora's peer.
-pub fn peer(ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+/// Names the endpoint of the next attempt as pingora's peer.
+pub async fn peer(ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+    if let Some(failure) = ctx.course.take_failed() {
+        course::go_on(ctx, failure).await.map_err(into_error)?;
+    }
     let snapshot = std::sync::Arc::clone(&ctx.snapshot);
     let state = snapshot.pool(ctx.admitted()?.pool);
-    // The lease of a failed attempt ends before the next pick.
-    ctx.lease = None;
-    let by_platform = state.settings.kind != Kind::Nim;
-    let picked = state.pool.pick(&Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &ctx.tried }, now());
-    let lease = picked.map_err(|none| super::respond::into_error(Failure::no_endpoint(none, by_platform)))?;
+    let lease = ctx.course.take_next();
+    let lease = lease.ok_or_else(|| Error::explain(ErrorType::InternalError, "no endpoint was picked"))?;
     ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
     ctx.trail.attempts += 1;
     let peer = build_peer(state, lease.address(), &lease.endpoint().settings().host);

@@ -86,12 +86,36 @@ pub struct Key {
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub limits: Vec<Limit>,
+    /// When a pool is full, whose requests go first: `high` before `normal` before `low`.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Its share of a full pool against that of other keys of its priority.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: u32,
     /// When it ends, RFC 3339.
     #[serde(default)]
     pub expires: Option<String>,
     /// Switches it off.
     #[serde(default)]
     pub disabled: bool,
+}
+
+/// Whose requests go first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Before all others.
+    High,
+    /// What is usual.
+    #[default]
+    Normal,
+    /// When nobody else waits, and now and then.
+    Low,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// The secret before a rotation.

@@ -75,3 +75,109 @@ section! {
         max_kib: usize = 1024,
     }
 }
+
+section! {
+    /// Waiting for a place when every endpoint has enough to do.
+    Queue {
+        /// Most requests that wait; with 0, what finds no place is refused at once.
+        #[schemars(range(max = 1_000_000))]
+        max: usize = 1000,
+        /// Most requests of one key that wait.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        max_per_caller: usize = 250,
+        /// The longest wait, where the request asks for no shorter one.
+        #[schemars(range(min = 1, max = 86_400_000))]
+        timeout_ms: u64 = 60_000,
+        /// Most requests in flight on the whole pool, below the sum of `balance.max_in_flight` of its endpoints.
+        #[schemars(range(min = 1, max = 1_000_000_000))]
+        max_in_flight: Option<usize> = None,
+        /// Time between comments that tell the caller of a stream that its request still waits; 0 for none. With the
+        /// first comment the answer has begun with status 200, and a later failure can only be told in an event.
+        #[schemars(range(max = 3_600_000))]
+        keepalive_ms: u64 = 0,
+    }
+}
+
+section! {
+    /// Trying again. Only before the answer has begun, and only when nothing ran or the operation may run twice.
+    Retry {
+        /// Most attempts at endpoints for one request, the first included.
+        #[schemars(range(min = 1, max = 20))]
+        attempts: u32 = 3,
+        /// Repeated attempts in 100 requests, so that an outage is not made worse.
+        #[schemars(range(max = 1000))]
+        budget_percent: u32 = 20,
+        /// Repeated attempts per second that are always allowed.
+        #[schemars(range(max = 100_000))]
+        budget_per_second: u32 = 10,
+    }
+}
+
+/// Why requests go to another pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SpillReason {
+    /// The pool has no place free, or its endpoints say that they are full.
+    Overload,
+    /// The pool has no endpoint that looks well, or none that could be reached.
+    Outage,
+    /// The model has reached its end of life in the pool.
+    EndOfLife,
+}
+
+section! {
+    /// Other pools for what this one can not take.
+    Spill {
+        /// Their names, in the order in which they are tried. They serve the same API, and the same model where
+        /// requests name one. A key that may not use such a pool is not sent there.
+        #[schemars(length(max = 16))]
+        to: Vec<String> = Vec::new(),
+        /// For which reasons: `overload`, `outage`, `end_of_life`.
+        on: Vec<SpillReason> = vec![SpillReason::Overload, SpillReason::Outage, SpillReason::EndOfLife],
+        /// How long a request waits for a place here before it takes a free one there.
+        #[schemars(range(max = 86_400_000))]
+        after_ms: u64 = 0,
+    }
+}
+
+section! {
+    /// A second endpoint for requests that take unusually long, where the operation may run twice: embeddings and
+    /// reranking. The first answer counts, the other attempt is cancelled.
+    Hedge {
+        /// Whether it is done.
+        enabled: bool = false,
+        /// When the second attempt begins; by default, when the request takes longer than 95 in 100 do.
+        #[schemars(range(min = 1, max = 600_000))]
+        after_ms: Option<u64> = None,
+        /// Second attempts in 100 requests.
+        #[schemars(range(min = 1, max = 100))]
+        budget_percent: u32 = 5,
+    }
+}
+
+/// Copies of some callers' requests for another pool. Their answers are dropped; nothing waits for them.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Shadow {
+    /// The other pool; it serves the same API, and the same model where requests name one.
+    pub pool: String,
+    /// The share of callers whose requests are copied, in percent. A caller is in or out, for as long as this stays.
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: f64,
+    /// Most copies in flight; further ones are not made.
+    #[serde(default = "sixteen")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_in_flight: usize,
+    /// The largest body that is copied.
+    #[serde(default = "thousand")]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub max_body_kib: usize,
+}
+
+fn sixteen() -> usize {
+    16
+}
+
+fn thousand() -> usize {
+    1024
+}

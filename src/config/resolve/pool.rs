@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use chrono::{DateTime, NaiveDate, Utc};
 use http::{HeaderName, HeaderValue, Uri};
 use rustls::pki_types::ServerName;
 
@@ -9,7 +10,11 @@ use super::{MIB, Resolver, ms, pem};
 use crate::catalogue::Catalogue;
 use crate::config::check::escaped;
 use crate::config::file;
-use crate::proxy::settings::{PoolSettings, ProbeSettings, ScrapeSettings, Timeouts, TlsSettings};
+use crate::ids::PoolIndex;
+use crate::proxy::settings::{
+    HedgeSettings, PoolSettings, ProbeSettings, QueueSettings, RetrySettings, ScrapeSettings, ShadowSettings,
+    SpillSettings, Timeouts, TlsSettings,
+};
 use crate::{balance, route, schema, upstream};
 
 impl Resolver<'_> {
@@ -27,13 +32,14 @@ impl Resolver<'_> {
                 self.mistake(&format!("{pointer}/default"), reason);
             }
             self.pool_api(&pointer, pool, catalogue);
-            resolved.push(self.pool(&pointer, pool, file.client.max_violations));
+            resolved.push(self.pool(&pointer, pool, file));
         }
         self.model_names(&file.pools, catalogue);
         resolved
     }
 
-    /// A name means one model of one pool, as far as the pools' APIs have operations in common that name a model.
+    /// A name means one model of one pool, as far as the pools' APIs have operations in common that name a model; pools
+    /// that take each other's requests share it.
     fn model_names(&mut self, pools: &[file::Pool], catalogue: Option<&Catalogue>) {
         let mut served: HashMap<&str, Vec<usize>> = HashMap::new();
         for (at, pool) in pools.iter().enumerate() {
@@ -46,7 +52,10 @@ impl Resolver<'_> {
                         self.mistake(&pointer, "expected text, found none");
                     }
                     let earlier = served.entry(name).or_default();
-                    let rival = earlier.iter().find(|e| compete(&pools[**e].api, &pool.api, catalogue)).copied();
+                    let is_rival = |e: &&usize| {
+                        **e == at || (compete(&pools[**e].api, &pool.api, catalogue) && !are_linked(pools, **e, at))
+                    };
+                    let rival = earlier.iter().find(is_rival).copied();
                     match rival {
                         Some(rival) if rival == at => self.mistake(&pointer, "this pool has that name already"),
                         Some(rival) => {
@@ -74,7 +83,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn pool(&mut self, pointer: &str, pool: &file::Pool, max_violations: usize) -> PoolSettings {
+    fn pool(&mut self, pointer: &str, pool: &file::Pool, file: &file::File) -> PoolSettings {
         let kind = self.kind(pointer, pool);
         let inject = self.inject(pointer, pool, &kind);
         let (endpoints, https) = self.endpoints(pointer, pool);
@@ -84,7 +93,7 @@ impl Resolver<'_> {
             api: pool.api.as_str().into(),
             kind,
             default: pool.default,
-            models: pool.models.iter().flat_map(model_names).collect(),
+            models: self.models(pointer, pool),
             endpoints,
             inject,
             schema: schema::Settings {
@@ -97,7 +106,7 @@ impl Resolver<'_> {
                     file::UrlInput::Any => schema::UrlInput::Any,
                     file::UrlInput::Off => schema::UrlInput::Off,
                 },
-                max_violations,
+                max_violations: file.client.max_violations,
             },
             body_limit: pool.max_body_mib.map(|mib| mib * MIB),
             probe: pool.health.enabled.unwrap_or(pool.kind == file::Kind::Nim).then(|| ProbeSettings {
@@ -114,7 +123,24 @@ impl Resolver<'_> {
             tls,
             http2: pool.connection.http2,
             idle_timeout: ms(pool.connection.idle_timeout_ms),
-            connect_retries: pool.connection.connect_retries,
+            queue: QueueSettings {
+                max: pool.queue.max,
+                max_per_caller: pool.queue.max_per_caller,
+                timeout: ms(pool.queue.timeout_ms),
+                max_in_flight: pool.queue.max_in_flight,
+                keepalive: (pool.queue.keepalive_ms > 0).then(|| ms(pool.queue.keepalive_ms)),
+            },
+            retry: RetrySettings {
+                attempts: pool.retry.attempts,
+                budget: pool.retry.budget_percent as f32 / 100.0,
+                per_second: pool.retry.budget_per_second,
+            },
+            spill: self.spill(pointer, pool, file),
+            hedge: pool.hedge.enabled.then(|| HedgeSettings {
+                after: pool.hedge.after_ms.map(ms),
+                budget: pool.hedge.budget_percent as f32 / 100.0,
+            }),
+            shadow: self.shadow(pointer, pool, file),
             balance: tuning(pool),
             scrape: pool.metrics.enabled.unwrap_or(pool.kind == file::Kind::Nim).then(|| ScrapeSettings {
                 path: pool.metrics.path.clone(),
@@ -123,6 +149,68 @@ impl Resolver<'_> {
                 max_bytes: pool.metrics.max_kib * 1024,
             }),
         }
+    }
+
+    fn models(&mut self, pointer: &str, pool: &file::Pool) -> Vec<(String, route::ModelEntry)> {
+        let mut names = Vec::new();
+        for (at, model) in pool.models.iter().enumerate() {
+            let end = model.end_of_life.as_deref().map(|text| (moment(text), text));
+            if let Some((None, _)) = end {
+                let reason = "expected a date or a time, such as 2027-01-31 or 2027-01-31T12:00:00Z";
+                self.mistake(&format!("{pointer}/models/{at}/end_of_life"), reason);
+            }
+            let life = route::Life {
+                end: end.and_then(|(end, _)| end),
+                offline: model.offline_message.as_deref().map(Into::into),
+                rate_limited: model.rate_limit_message.as_deref().map(Into::into),
+            };
+            names.extend(model_names(model, &life));
+        }
+        names
+    }
+
+    fn spill(&mut self, pointer: &str, pool: &file::Pool, file: &file::File) -> SpillSettings {
+        let mut to = Vec::new();
+        for (at, name) in pool.spill.to.iter().enumerate() {
+            let found = self.other_pool(&format!("{pointer}/spill/to/{at}"), name, pool, file);
+            if found.is_some_and(|found| to.contains(&found)) {
+                self.mistake(&format!("{pointer}/spill/to/{at}"), "this pool is listed twice");
+            }
+            to.extend(found);
+        }
+        let on = |reason| pool.spill.on.contains(&reason);
+        SpillSettings {
+            to,
+            overload: on(file::SpillReason::Overload),
+            outage: on(file::SpillReason::Outage),
+            end_of_life: on(file::SpillReason::EndOfLife),
+            after: ms(pool.spill.after_ms),
+        }
+    }
+
+    fn shadow(&mut self, pointer: &str, pool: &file::Pool, file: &file::File) -> Option<ShadowSettings> {
+        let shadow = pool.shadow.as_ref()?;
+        Some(ShadowSettings {
+            pool: self.other_pool(&format!("{pointer}/shadow/pool"), &shadow.pool, pool, file)?,
+            share: shadow.percent / 100.0,
+            max_in_flight: shadow.max_in_flight,
+            max_body: shadow.max_body_kib * 1024,
+        })
+    }
+
+    /// Another pool of the same API.
+    fn other_pool(&mut self, pointer: &str, name: &str, pool: &file::Pool, file: &file::File) -> Option<PoolIndex> {
+        let found = file.pools.iter().position(|other| other.name == name);
+        match found {
+            None => self.mistake(pointer, format!("there is no pool {name:?}")),
+            Some(at) if file.pools[at].name == pool.name => self.mistake(pointer, "expected another pool"),
+            Some(at) if file.pools[at].api != pool.api => {
+                let reason = format!("the pool {name} serves the API {}, this one {}", file.pools[at].api, pool.api);
+                self.mistake(pointer, reason);
+            }
+            Some(_) => {}
+        }
+        found.map(PoolIndex)
     }
 
     fn kind(&mut self, pointer: &str, pool: &file::Pool) -> upstream::Kind {
@@ -267,14 +355,42 @@ fn tuning(pool: &file::Pool) -> balance::Tuning {
     }
 }
 
-fn model_names(model: &file::Model) -> Vec<(String, route::ModelEntry)> {
+fn model_names(model: &file::Model, life: &route::Life) -> Vec<(String, route::ModelEntry)> {
     let backend = model.backend_model.clone().unwrap_or_else(|| model.id.clone());
     let entry = |sent: &String| {
         let backend = (*sent != backend).then(|| backend.clone());
         let id = model.id.as_str().into();
-        (sent.clone(), route::ModelEntry { id, backend, output_tokens: model.output_tokens })
+        (sent.clone(), route::ModelEntry { id, backend, output_tokens: model.output_tokens, life: life.clone() })
     };
     std::iter::once(&model.id).chain(&model.aliases).map(entry).collect()
+}
+
+/// A time, or the midnight UTC at which a day begins.
+fn moment(text: &str) -> Option<DateTime<Utc>> {
+    let day = || text.parse::<NaiveDate>().ok().map(|day| day.and_time(chrono::NaiveTime::MIN).and_utc());
+    DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc()).or_else(day)
+}
+
+/// Whether one of two pools gives requests to the other, be it through more.
+fn are_linked(pools: &[file::Pool], one: usize, other: usize) -> bool {
+    let reaches = |from: usize, to: usize| {
+        let mut seen = vec![from];
+        let mut next = 0;
+        while next < seen.len() {
+            let pool = &pools[seen[next]];
+            let names = pool.spill.to.iter().chain(pool.shadow.iter().map(|shadow| &shadow.pool));
+            for name in names {
+                if let Some(at) = pools.iter().position(|p| p.name == *name)
+                    && !seen.contains(&at)
+                {
+                    seen.push(at);
+                }
+            }
+            next += 1;
+        }
+        seen.contains(&to)
+    };
+    reaches(one, other) || reaches(other, one)
 }
 
 /// Whether a request could be meant for either API by the model that it names.

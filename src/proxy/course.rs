@@ -1,0 +1,328 @@
+//! Course: where an admitted request runs. Its place in a pool, its endpoint, and the next one when an attempt fails.
+//!
+//! A request is tried again only before anything of an answer was passed on, and only when nothing of it ran or its
+//! operation may run twice. What its pool can not take may run in another one; each pool is tried once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora_core::protocols::http::server::Session as ServerSession;
+use pingora_error::{Error, ErrorSource, ErrorType};
+use pingora_http::ResponseHeader;
+use tokio::time::Instant;
+use tower::retry::budget::Budget as _;
+
+use super::admit::{Source, check_body};
+use super::context::{Admitted, RequestContext};
+use super::exchange::Payload;
+use super::judge::Judge;
+use super::snapshot::PoolState;
+use super::{limits, load, queue};
+use crate::admission::Pass;
+use crate::balance::{Ask, Endpoint, Lease, NoEndpoint, Verdict, now};
+use crate::failure::{BadInput, Failure};
+use crate::ids::PoolIndex;
+use crate::record::{Spill, SpillReason};
+use crate::upstream::{Fault, Kind};
+
+/// How long to wait when endpoints filled up between a place and a pick.
+const NEXT_LOOK: Duration = Duration::from_millis(5);
+
+/// Where a request runs, and where it ran.
+#[derive(Default)]
+pub struct Course {
+    /// Its place in the pool.
+    pass: Option<Pass>,
+    /// The endpoint that the next attempt goes to.
+    next: Option<Lease>,
+    /// Endpoints of the pool that were tried.
+    tried: Vec<Arc<Endpoint>>,
+    /// Attempts in the pool.
+    attempts: u32,
+    /// Pools that it left.
+    left: Vec<PoolIndex>,
+    /// How the last attempt failed.
+    failed: Option<Failure>,
+}
+
+/// How much of a failed attempt may have run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// Nothing: the backend refused it, or never had all of it.
+    Nothing,
+    /// Nobody knows.
+    Maybe,
+}
+
+impl Course {
+    /// The endpoint that the next attempt goes to.
+    pub fn take_next(&mut self) -> Option<Lease> {
+        let lease = self.next.take()?;
+        self.attempts += 1;
+        Some(lease)
+    }
+
+    /// Whether another attempt is to be made.
+    pub fn goes_on(&self) -> bool {
+        self.next.is_some() || self.failed.is_some()
+    }
+
+    /// How the last attempt failed, if nobody has gone on from there yet.
+    pub fn take_failed(&mut self) -> Option<Failure> {
+        self.failed.take()
+    }
+
+    /// Gives the place back.
+    pub fn end(&mut self) {
+        self.pass = None;
+        self.next = None;
+    }
+}
+
+/// Waits for a place and picks an endpoint, of another pool where this one can not take the request.
+pub async fn begin(
+    session: &mut ServerSession,
+    ctx: &mut RequestContext,
+    admitted: &mut Admitted,
+    mut payload: Payload,
+) -> Result<Payload, Failure> {
+    let snapshot = Arc::clone(&ctx.snapshot);
+    let first = snapshot.pool(admitted.pool);
+    first.retries.deposit();
+    if !first.pool.is_well(now())
+        && let Some(moved) = elsewhere(ctx, admitted, SpillReason::Outage).await
+    {
+        return Ok(moved.unwrap_or(payload));
+    }
+    loop {
+        let state = snapshot.pool(admitted.pool);
+        let pass = match state.gate.try_enter(cost(ctx)) {
+            Some(pass) => pass,
+            None if queue::is_late(ctx) => return Err(Failure::TotalTimeout),
+            None => {
+                let is_patient = !state.settings.spill.after.is_zero();
+                if !is_patient && let Some(moved) = elsewhere(ctx, admitted, SpillReason::Overload).await {
+                    return Ok(moved.unwrap_or(payload));
+                }
+                match queue::wait(session, ctx, admitted).await? {
+                    queue::Turn::Here(pass) => pass,
+                    queue::Turn::Elsewhere(moved) => {
+                        payload = moved.unwrap_or(payload);
+                        return Ok(payload);
+                    }
+                }
+            }
+        };
+        match pick(ctx, state, false) {
+            Ok(lease) => {
+                ctx.course.pass = Some(pass);
+                ctx.course.next = Some(lease);
+                return Ok(payload);
+            }
+            Err(NoEndpoint::AllFull) => {
+                drop(pass);
+                state.resize();
+                tokio::time::sleep(NEXT_LOOK).await;
+            }
+            Err(none) => return Err(Failure::no_endpoint(none, state.settings.kind != Kind::Nim)),
+        }
+    }
+}
+
+/// What the request weighs in a queue.
+pub(super) fn cost(ctx: &RequestContext) -> u64 {
+    (ctx.work as u64).max(1)
+}
+
+fn pick(ctx: &RequestContext, state: &PoolState, only_well: bool) -> Result<Lease, NoEndpoint> {
+    let ask = Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &ctx.course.tried, only_well };
+    state.pool.pick(&ask, now())
+}
+
+/// Notes that the attempt under way failed, and says whether another may be made. Whether one can be is found out when
+/// it begins.
+pub fn may_go_on(ctx: &mut RequestContext, failure: Failure, ran: Ran) -> bool {
+    if !may_repeat(ctx, ran) {
+        return false;
+    }
+    give_up(ctx, &failure);
+    ctx.course.failed = Some(failure);
+    true
+}
+
+/// Goes on after a failed attempt: on another endpoint, or in another pool. Fails as the attempt did when there is none.
+pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Failure> {
+    let snapshot = Arc::clone(&ctx.snapshot);
+    let Some(mut admitted) = ctx.admitted.take() else { return Err(failure) };
+    let state = snapshot.pool(admitted.pool);
+    let is_overload = matches!(load::verdict(&failure, None), Verdict::Overloaded(_));
+    let may = ctx.course.attempts < state.settings.retry.attempts && state.pool.endpoints().len() > 1;
+    if may
+        && state.retries.withdraw()
+        && let Ok(lease) = pick(ctx, state, is_overload)
+    {
+        ctx.course.next = Some(lease);
+        ctx.admitted = Some(admitted);
+        return Ok(());
+    }
+    let reason = if is_overload { SpillReason::Overload } else { SpillReason::Outage };
+    let moved = elsewhere(ctx, &mut admitted, reason).await;
+    if let (Some(moved), Some(exchange)) = (&moved, &ctx.exchange) {
+        let state = snapshot.pool(admitted.pool);
+        let judge = Judge::new(&snapshot, &admitted, ctx);
+        exchange.retarget(moved.clone(), judge, state.settings.timeouts);
+    }
+    ctx.admitted = Some(admitted);
+    if moved.is_some() { Ok(()) } else { Err(failure) }
+}
+
+/// A status by which a backend says that it did not do what was asked, and that another may.
+pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool {
+    let Some(admitted) = &ctx.admitted else { return false };
+    let kind = &ctx.snapshot.pool(admitted.pool).settings.kind;
+    let is_platform = *kind != Kind::Nim;
+    let (fault, ran) = match header.status.as_u16() {
+        429 if is_platform => (Fault::PlatformRateLimited, Ran::Nothing),
+        402 if is_platform => (Fault::CreditsExpired, Ran::Nothing),
+        429 | 503 | 529 => (Fault::InferenceOverloaded, Ran::Nothing),
+        500 | 502 | 504 if is_platform => (Fault::PlatformError, Ran::Maybe),
+        500 | 502 | 504 => (Fault::InferenceError, Ran::Maybe),
+        _ => return false,
+    };
+    let failure = Failure::upstream(fault, is_platform);
+    if !may_repeat(ctx, ran) {
+        return false;
+    }
+    let lease = ctx.lease.take();
+    ctx.course.tried.extend(lease.as_ref().map(|lease| Arc::clone(lease.endpoint())));
+    let goes_on = go_on(ctx, failure.clone()).await.is_ok();
+    ctx.lease = lease;
+    if goes_on {
+        give_up(ctx, &failure);
+    }
+    goes_on
+}
+
+/// What an error of the proxy loop says of how much ran; nothing when it was not the backend's.
+pub fn ran(error: &Error, failure: &Failure, is_connected: bool) -> Option<Ran> {
+    if !is_connected {
+        return Some(Ran::Nothing);
+    }
+    let is_retried = error.retry();
+    match (failure, error.etype()) {
+        (Failure::FirstByteTimeout, _) => Some(Ran::Maybe),
+        _ if *error.esource() != ErrorSource::Upstream => None,
+        (_, ErrorType::WriteError | ErrorType::H2Downgrade) => Some(Ran::Nothing),
+        // The backend never took the stream: refused, or sent after the last one that it would take.
+        (_, ErrorType::H2Error) if is_retried => Some(Ran::Nothing),
+        (Failure::UpstreamClosed | Failure::UpstreamProtocol, _) => Some(Ran::Maybe),
+        _ => None,
+    }
+}
+
+fn may_repeat(ctx: &RequestContext, ran: Ran) -> bool {
+    let Some(admitted) = &ctx.admitted else { return false };
+    let operation = ctx.snapshot.catalogue.operation(admitted.operation);
+    let is_whole = admitted.length.is_some() || ctx.streamed == 0;
+    (ran == Ran::Nothing || operation.repeatable) && is_whole && !ctx.is_begun && !queue::is_late(ctx)
+}
+
+/// Ends the attempt under way, telling its endpoint how it went.
+fn give_up(ctx: &mut RequestContext, failure: &Failure) {
+    let pause = ctx.pause.take();
+    if let Some(mut lease) = ctx.lease.take() {
+        lease.judge(load::verdict(failure, pause));
+        let is_noted = ctx.course.tried.iter().any(|tried| Arc::ptr_eq(tried, lease.endpoint()));
+        if !is_noted && ctx.course.next.is_none() {
+            ctx.course.tried.push(Arc::clone(lease.endpoint()));
+        }
+    }
+}
+
+/// Moves the request to the first other pool that takes it now; answers with the body to send there, if it differs.
+pub(super) async fn elsewhere(
+    ctx: &mut RequestContext,
+    admitted: &mut Admitted,
+    reason: SpillReason,
+) -> Option<Option<Payload>> {
+    let snapshot = Arc::clone(&ctx.snapshot);
+    let from = snapshot.pool(admitted.pool);
+    if !from.settings.spill.is_for(reason) {
+        return None;
+    }
+    let behind = ctx.course.left.iter().chain([&admitted.pool]);
+    let behind: Vec<PoolIndex> =
+        behind.flat_map(|pool| &snapshot.pool(*pool).settings.spill.to).copied().collect();
+    for to in behind {
+        if to == admitted.pool || ctx.course.left.contains(&to) {
+            continue;
+        }
+        let Some(payload) = fitting(ctx, admitted, to) else { continue };
+        let state = snapshot.pool(to);
+        if !state.pool.is_well(now()) {
+            continue;
+        }
+        let Some(pass) = state.gate.try_enter(cost(ctx)) else { continue };
+        let ask = Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &[], only_well: true };
+        let Ok(lease) = state.pool.pick(&ask, now()) else { continue };
+        if limits::moved(ctx, admitted, &state.settings.name).await.is_err() {
+            continue;
+        }
+        let left = std::mem::replace(&mut admitted.pool, to);
+        let left_pools = [std::mem::take(&mut ctx.course.left), vec![left]].concat();
+        ctx.course = Course { pass: Some(pass), next: Some(lease), left: left_pools, ..Course::default() };
+        ctx.trail.pool = Some(state.settings.name.clone());
+        let from = ctx.trail.spill.take().map_or_else(|| from.settings.name.clone(), |spill| spill.from);
+        ctx.trail.spill = Some(Spill { from, reason });
+        if let Some(Payload::Buffered(_)) = &payload {
+            admitted.length = payload.as_ref().and_then(Payload::len);
+        }
+        return Some(payload);
+    }
+    None
+}
+
+/// The body for another pool, if the request may and can run there; none inside when it is the one that it has.
+pub(super) fn fitting(ctx: &RequestContext, admitted: &Admitted, to: PoolIndex) -> Option<Option<Payload>> {
+    let snapshot = &ctx.snapshot;
+    let (here, there) = (snapshot.pool(admitted.pool), snapshot.pool(to));
+    let caller = ctx.trail.caller.as_ref()?;
+    caller.require_pool(&there.settings.name).ok()?;
+    let operation = snapshot.catalogue.operation(admitted.operation);
+    let limit = there.settings.body_limit.unwrap_or(operation.body_limit);
+    if admitted.length.is_some_and(|length| length > limit) {
+        return None;
+    }
+    let Some(source) = &admitted.source else {
+        // Nothing of it was read: it goes anywhere as it is, as long as nothing was sent.
+        return (ctx.streamed == 0).then_some(None);
+    };
+    let entry = match &source.model {
+        Some(model) => {
+            let candidates = [(operation.api.clone(), admitted.operation)];
+            let (_, _, entry) = snapshot.routes.model(model, &candidates, Some(to)).ok()?;
+            caller.require_model(&entry.id).ok()?;
+            entry.life.is_alive(chrono::Utc::now()).then_some(Some(entry))?
+        }
+        None => None,
+    };
+    let Source { bytes, document, ask_usage, .. } = source;
+    if !Arc::ptr_eq(&here.checks, &there.checks)
+        && let Some(document) = document
+    {
+        let mut found = BadInput::default();
+        check_body(there.checks.get(&admitted.operation), document, &mut found);
+        if !found.violations.is_empty() {
+            return None;
+        }
+    }
+    let rename = entry.and_then(|entry| entry.backend.as_deref()).zip(document.as_ref());
+    let rename = rename.and_then(|(name, document)| super::body::Edit::model(document, name));
+    Some(Some(super::body::edited(bytes.clone(), rename.into_iter().chain(ask_usage.clone()).collect())))
+}
+
+/// Until when the request is worth waiting for.
+pub(super) fn deadline(ctx: &RequestContext, longest: Duration) -> Instant {
+    let own = ctx.timeout.map_or(longest, |timeout| timeout.min(longest));
+    Instant::from_std(ctx.started) + own
+}
