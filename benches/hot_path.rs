@@ -138,7 +138,9 @@ mod route {
             path: o.path.clone(),
             by_model: o.routes_by_model,
         });
-        let model = |name: String| (name.clone(), ModelEntry { id: name.into(), backend: None, output_tokens: None, life: Life::default() });
+        let model = |name: String| {
+            (name.clone(), ModelEntry { id: name.into(), backend: None, output_tokens: None, life: Life::default() })
+        };
         let pools = catalogue.apis.keys().map(|api| PoolEntry {
             behind: Vec::new(),
             name: api.as_str().into(),

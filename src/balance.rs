@@ -653,6 +653,12 @@ impl Lease {
         self.rest = Some(time);
     }
 
+    /// Notes that it was cancelled because another endpoint was sooner: its time until now is learned, as it would have
+    /// taken at least that.
+    pub fn outrun(&mut self) {
+        self.done = Some(self.work);
+    }
+
     /// Notes that the answer is whole, and how much work it turned out to be, so that the endpoint's pace is learned.
     pub fn finished(&mut self, work: Option<f64>) {
         self.verdict = Verdict::Good;

@@ -16,7 +16,7 @@ use crate::{auth, balance, quota, route, schema};
 
 mod dialect;
 
-pub use dialect::{Body, render};
+pub use dialect::{Body, render, render_with};
 
 /// Whose failure it is: the layer that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

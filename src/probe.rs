@@ -12,11 +12,10 @@ use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::task::JoinSet;
 
 use crate::balance::{Endpoint, now};
+use crate::proxy::fetch::tls_config;
 use crate::proxy::settings::{PoolSettings, TlsSettings};
 use crate::proxy::snapshot::Snapshot;
 
@@ -91,18 +90,4 @@ pub(crate) fn client(tls: Option<&TlsSettings>, idle: usize) -> HttpClient {
     }
     let connector = builder.enable_http1().wrap_connector(http);
     Client::builder(TokioExecutor::new()).pool_max_idle_per_host(idle).build(connector)
-}
-
-fn tls_config(tls: Option<&TlsSettings>) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    match tls.and_then(|t| t.authorities.as_ref()) {
-        Some(authorities) => {
-            roots.add_parsable_certificates(authorities.iter().map(|der| CertificateDer::from(der.clone())));
-        }
-        None if tls.is_some() => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().unwrap_or_default());
-        }
-        None => {}
-    }
-    ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
 }

@@ -21,7 +21,9 @@ mod context;
 mod course;
 pub mod edge;
 mod exchange;
+pub mod fetch;
 mod guard;
+mod hedge;
 mod judge;
 mod limits;
 mod load;
@@ -30,6 +32,7 @@ mod params;
 mod queue;
 mod respond;
 pub mod settings;
+mod shadow;
 pub mod snapshot;
 mod upstream_request;
 
@@ -98,6 +101,14 @@ impl ProxyHttp for Gateway {
                 let payload = begun.map_err(respond::into_error)?;
                 if matches!(payload, exchange::Payload::Streamed) {
                     body::invite(session.as_mut()).await.map_err(respond::into_error)?;
+                }
+                shadow::copy(session, ctx, &admitted, &payload, &self.recorder);
+                if hedge::settings(ctx, &admitted, &payload).is_some() {
+                    if self.draining.load(Ordering::Relaxed) {
+                        session.set_keepalive(None);
+                    }
+                    ctx.admitted = Some(admitted);
+                    return hedge::run(session, ctx, payload).await.map(|()| true);
                 }
                 let timeouts = ctx.snapshot.pool(admitted.pool).settings.timeouts;
                 let manner = exchange::Manner {
@@ -178,20 +189,7 @@ impl ProxyHttp for Gateway {
             error.set_retry(true);
             return Err(error);
         }
-        ctx.trail.first_byte = Some(ctx.started.elapsed());
-        ctx.is_begun = true;
-        ctx.trail.status = header.status.as_u16();
-        let nominated = header.headers.get(header::CONNECTION).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let is_nominated =
-            |name: &HeaderName| nominated.split(',').any(|n| n.trim().eq_ignore_ascii_case(name.as_str()));
-        let is_dropped = |name: &&HeaderName| Kind::drops_response_header(name) || is_nominated(name);
-        let dropped: Vec<_> = header.headers.keys().filter(is_dropped).cloned().collect();
-        for name in dropped {
-            header.remove_header(&name);
-        }
-        let kind = header.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes());
-        ctx.event_stream = kind.is_some_and(|k| k.len() >= 17 && k[..17].eq_ignore_ascii_case(b"text/event-stream"));
-        limits::watch(ctx, header);
+        accept(ctx, header);
         Ok(())
     }
 
@@ -271,6 +269,8 @@ impl ProxyHttp for Gateway {
         limits::settle(ctx);
         load::release(ctx);
         ctx.course.end();
+        let unreached = std::mem::take(&mut ctx.unreached);
+        unreached.iter().for_each(|endpoint| self.recorder.connect_failed(ctx.trail.pool.as_ref(), endpoint));
         let written = session.response_written().map(|header| header.status.as_u16());
         ctx.trail.status =
             written.filter(|s| *s >= 200).unwrap_or_else(|| ctx.trail.failure.as_ref().map_or(0, Failure::status));
@@ -294,4 +294,24 @@ impl ProxyHttp for Gateway {
     ) -> bool {
         true
     }
+}
+
+/// Takes the header of a backend's answer: what it says of the endpoint and of the request, without what is not for the
+/// client.
+fn accept(ctx: &mut RequestContext, header: &mut ResponseHeader) {
+    ctx.trail.first_byte = Some(ctx.started.elapsed());
+    ctx.is_begun = true;
+    ctx.trail.status = header.status.as_u16();
+    ctx.pause = load::pause(&header.headers);
+    load::hear(ctx, &header.headers);
+    let nominated = header.headers.get(header::CONNECTION).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let is_nominated = |name: &HeaderName| nominated.split(',').any(|n| n.trim().eq_ignore_ascii_case(name.as_str()));
+    let is_dropped = |name: &&HeaderName| Kind::drops_response_header(name) || is_nominated(name);
+    let dropped: Vec<_> = header.headers.keys().filter(is_dropped).cloned().collect();
+    for name in dropped {
+        header.remove_header(&name);
+    }
+    let kind = header.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes());
+    ctx.event_stream = kind.is_some_and(|k| k.len() >= 17 && k[..17].eq_ignore_ascii_case(b"text/event-stream"));
+    limits::watch(ctx, header);
 }

@@ -168,6 +168,11 @@ impl Recorder {
         self.telemetry.connect_failed(pool.map_or("", PoolName::as_str), endpoint);
     }
 
+    /// A copy of a request for this pool has ended.
+    pub fn shadowed(&self, pool: &PoolName, result: &'static str) {
+        self.telemetry.shadowed(pool.as_str(), result);
+    }
+
     /// A request has ended.
     pub fn end(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &Parts) {
         let failure = trail.failure.as_ref();

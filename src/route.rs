@@ -378,7 +378,9 @@ mod tests {
     fn pool(name: &str, api: &str, default: bool, models: &[&str]) -> PoolEntry {
         let models = models
             .iter()
-            .map(|m| ((*m).into(), ModelEntry { id: (*m).into(), backend: None, output_tokens: None, life: Life::default() }))
+            .map(|m| {
+                ((*m).into(), ModelEntry { id: (*m).into(), backend: None, output_tokens: None, life: Life::default() })
+            })
             .collect();
         PoolEntry { name: name.into(), api: api.into(), default, models, behind: Vec::new() }
     }

@@ -87,6 +87,7 @@ pub struct Telemetry {
     retries: IntCounterVec,
     spills: IntCounterVec,
     hedges: IntCounterVec,
+    shadows: IntCounterVec,
     quota_checks: IntCounterVec,
     quota_refusals: IntCounterVec,
     round_trips: IntCounterVec,
@@ -188,6 +189,11 @@ impl Telemetry {
                 "Second attempts beside a slow first one, by whether they answered first.",
                 &["pool", "result"],
             )?,
+            shadows: counters(
+                "nimgate_shadow_requests_total",
+                "Copies of requests for another pool: good, failed, or dropped for want of room.",
+                &["pool", "result"],
+            )?,
             quota_checks: counters(
                 "nimgate_quota_checks_total",
                 "Checks of limits: local ones asked nobody, waited ones asked Redis, away ones could not.",
@@ -264,6 +270,11 @@ impl Telemetry {
     /// An endpoint could not be reached.
     pub fn connect_failed(&self, pool: &str, endpoint: &str) {
         self.connect_failures.with_label_values(&[pool, endpoint]).inc();
+    }
+
+    /// A copy of a request has ended, or was not made.
+    pub fn shadowed(&self, pool: &str, result: &str) {
+        self.shadows.with_label_values(&[pool, result]).inc();
     }
 
     /// A configuration was loaded, or could not be.
@@ -365,7 +376,8 @@ mod tests {
             is_up: Some(true),
             replicas: 2,
         };
-        let page = telemetry.page([("p", "e:1".to_owned(), 4, true)].into_iter(), [("p", 5)].into_iter(), &limits).unwrap();
+        let page =
+            telemetry.page([("p", "e:1".to_owned(), 4, true)].into_iter(), [("p", 5)].into_iter(), &limits).unwrap();
         for line in [
             r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,
             "nimgate_requests_in_flight 0",

@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Stages know ids, std and their own libraries: neither another stage nor what stands above them.
-const STAGES: [&str; 9] = ["admission", "auth", "balance", "catalogue", "meter", "route", "schema", "signals", "upstream"];
+const STAGES: [&str; 9] =
+    ["admission", "auth", "balance", "catalogue", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
 const ARROWS: [(&str, &[&str]); 26] = [
     ("admission", &["ids"]),
@@ -34,13 +35,30 @@ const ARROWS: [(&str, &[&str]); 26] = [
     ("record", &["access_log", "auth", "failure", "ids", "quota", "telemetry"]),
     (
         "proxy",
-        &["ids", "admission", "auth", "balance", "catalogue", "failure", "meter", "quota", "record", "route", "schema", "upstream"],
+        &[
+            "ids",
+            "admission",
+            "auth",
+            "balance",
+            "catalogue",
+            "failure",
+            "meter",
+            "quota",
+            "record",
+            "route",
+            "schema",
+            "signals",
+            "upstream",
+        ],
     ),
     ("config", &["ids", "auth", "balance", "catalogue", "proxy", "quota", "route", "schema", "store", "upstream"]),
     ("probe", &["balance", "proxy"]),
     ("directory", &["auth", "config", "proxy", "quota", "store"]),
     ("reload", &["config", "directory", "probe", "proxy", "quota", "scrape", "telemetry"]),
-    ("admin", &["admission", "auth", "balance", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"]),
+    (
+        "admin",
+        &["admission", "auth", "balance", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"],
+    ),
     (
         "server",
         &[

@@ -18,20 +18,29 @@ pub struct Body {
 
 /// Words `failure` as the API does.
 pub fn render(failure: &Failure, errors: Errors, request_id: &RequestId) -> Body {
+    render_with(failure, errors, request_id, None)
+}
+
+/// The same, with further words of the operator for callers who ask too much.
+pub fn render_with(failure: &Failure, errors: Errors, request_id: &RequestId, words: Option<&str>) -> Body {
     let status = match failure {
         Failure::SchemaViolation(_) => errors.violation_status,
         other => other.status(),
     };
+    let mut message = failure.message();
+    if let Some(words) = words.filter(|_| status == 429) {
+        message = format!("{message} {words}");
+    }
     let (content_type, value) = match errors.format {
-        Format::OpenAi => ("application/json", openai(failure, status)),
-        Format::Problem => ("application/problem+json", problem(failure, status, request_id)),
-        Format::FastApi => ("application/json", fastapi(failure)),
+        Format::OpenAi => ("application/json", openai(failure, status, &message)),
+        Format::Problem => ("application/problem+json", problem(failure, status, &message, request_id)),
+        Format::FastApi => ("application/json", fastapi(failure, &message)),
     };
     Body { status, content_type, bytes: value.to_string().into_bytes() }
 }
 
 /// The body of an OpenAI error: what the `openai` SDKs read `message`, `type`, `param` and `code` from.
-pub(super) fn openai(failure: &Failure, status: u16) -> Value {
+pub(super) fn openai(failure: &Failure, status: u16, message: &str) -> Value {
     let kind = match status {
         401 => "authentication_error",
         403 => "permission_error",
@@ -40,7 +49,7 @@ pub(super) fn openai(failure: &Failure, status: u16) -> Value {
         400..=499 => "invalid_request_error",
         _ => "server_error",
     };
-    let mut error = json!({ "message": failure.message(), "type": kind, "param": null, "code": failure.label() });
+    let mut error = json!({ "message": message, "type": kind, "param": null, "code": failure.label() });
     if let Failure::SchemaViolation(input) = failure {
         error["param"] = json!(input.violations.first().map(|v| &v.pointer));
         error["violations"] = violations(input);
@@ -49,13 +58,13 @@ pub(super) fn openai(failure: &Failure, status: u16) -> Value {
 }
 
 /// RFC 9457. The `type` never contains `inference-service`, by which NVCF marks the container's own errors.
-fn problem(failure: &Failure, status: u16, request_id: &RequestId) -> Value {
+fn problem(failure: &Failure, status: u16, message: &str, request_id: &RequestId) -> Value {
     let title = http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
     let mut body = json!({
         "type": format!("urn:nimgate:problem-details:{}", failure.label().replace('_', "-")),
         "title": title,
         "status": status,
-        "detail": failure.message(),
+        "detail": message,
         "requestId": request_id.as_str(),
     });
     if let Failure::SchemaViolation(input) = failure {
@@ -64,9 +73,9 @@ fn problem(failure: &Failure, status: u16, request_id: &RequestId) -> Value {
     body
 }
 
-fn fastapi(failure: &Failure) -> Value {
+fn fastapi(failure: &Failure, message: &str) -> Value {
     let Failure::SchemaViolation(input) = failure else {
-        return json!({ "detail": failure.message() });
+        return json!({ "detail": message });
     };
     let entry =
         |v: &crate::schema::Violation| json!({ "type": v.rule, "loc": location(&v.pointer), "msg": v.expected });

@@ -122,7 +122,8 @@ impl Request<'_> {
                     read = Some(Arc::new(document));
                 }
                 if state.settings.has_others() {
-                    source = Some(Source { bytes: bytes.clone(), document: read.clone(), model: None, ask_usage: None });
+                    source =
+                        Some(Source { bytes: bytes.clone(), document: read.clone(), model: None, ask_usage: None });
                 }
                 Payload::Buffered(vec![bytes])
             }
@@ -179,6 +180,7 @@ impl Request<'_> {
             None => check_body(checks, &document, &mut found),
         }
         refuse_violations(found, state.settings.schema.max_violations)?;
+        ctx.words.clone_from(&entry.life.rate_limited);
         limits::reserve(ctx, operation, Some((&entry.id, entry.output_tokens)), Some(&document)).await?;
         let rename = backend.and_then(|name| Edit::model(&document, name));
         let states_usage = operation.tokens.as_ref().is_some_and(|tokens| tokens.usage_in_stream);

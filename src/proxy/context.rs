@@ -9,8 +9,8 @@ use super::admit::Source;
 use super::course::Course;
 use super::exchange;
 use super::snapshot::Snapshot;
-use crate::balance::affinity::Chain;
 use crate::balance::Lease;
+use crate::balance::affinity::Chain;
 use crate::catalogue::{Errors, Format};
 use crate::failure::Failure;
 use crate::ids::{OperationIndex, PoolIndex, RequestId};
@@ -43,6 +43,8 @@ pub struct RequestContext {
     pub meter: Option<Meter>,
     /// Usage was asked for on the caller's behalf.
     pub withhold_usage: bool,
+    /// Further words for its caller, should it ask too much.
+    pub words: Option<Arc<str>>,
     /// Time that its caller allows it, from its header on.
     pub timeout: Option<Duration>,
     /// Where it runs.
@@ -55,6 +57,8 @@ pub struct RequestContext {
     pub chain: Option<Chain>,
     /// For how long the backend asked to be left alone.
     pub pause: Option<Duration>,
+    /// Endpoints that could not be reached, by name.
+    pub unreached: Vec<String>,
     /// The exchange in place of the client's session.
     pub exchange: Option<exchange::Handle>,
     /// Body bytes that streamed through.
@@ -85,6 +89,14 @@ pub struct Admitted {
     pub life: Option<Life>,
 }
 
+impl Admitted {
+    /// The same for a copy that goes to another pool.
+    pub fn for_copy(&self, pool: PoolIndex, length: usize) -> Self {
+        let Self { operation, prefix, limit, .. } = *self;
+        Self { pool, operation, prefix, length: Some(length), limit, source: None, life: None }
+    }
+}
+
 impl RequestContext {
     /// A request that has just arrived.
     pub fn new(snapshot: Arc<Snapshot>, limiter: Arc<Limiter>) -> Self {
@@ -100,12 +112,14 @@ impl RequestContext {
             standings: Vec::new(),
             meter: None,
             withhold_usage: false,
+            words: None,
             timeout: None,
             course: Course::default(),
             lease: None,
             work: 1.0,
             chain: None,
             pause: None,
+            unreached: Vec::new(),
             exchange: None,
             streamed: 0,
             event_stream: false,

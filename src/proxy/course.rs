@@ -43,6 +43,8 @@ pub struct Course {
     left: Vec<PoolIndex>,
     /// How the last attempt failed.
     failed: Option<Failure>,
+    /// The body for the pool that it moved to, where that differs.
+    body: Option<Payload>,
 }
 
 /// How much of a failed attempt may have run.
@@ -70,6 +72,11 @@ impl Course {
     /// How the last attempt failed, if nobody has gone on from there yet.
     pub fn take_failed(&mut self) -> Option<Failure> {
         self.failed.take()
+    }
+
+    /// The body for the pool that it moved to, where that differs from the one before.
+    pub fn take_body(&mut self) -> Option<Payload> {
+        self.body.take()
     }
 
     /// Gives the place back.
@@ -167,13 +174,18 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
     }
     let reason = if is_overload { SpillReason::Overload } else { SpillReason::Outage };
     let moved = elsewhere(ctx, &mut admitted, reason).await;
-    if let (Some(moved), Some(exchange)) = (&moved, &ctx.exchange) {
-        let state = snapshot.pool(admitted.pool);
-        let judge = Judge::new(&snapshot, &admitted, ctx);
-        exchange.retarget(moved.clone(), judge, state.settings.timeouts);
+    let is_moved = moved.is_some();
+    if let Some(body) = moved {
+        match &ctx.exchange {
+            Some(exchange) => {
+                let judge = Judge::new(&snapshot, &admitted, ctx);
+                exchange.retarget(body, judge, snapshot.pool(admitted.pool).settings.timeouts);
+            }
+            None => ctx.course.body = body,
+        }
     }
     ctx.admitted = Some(admitted);
-    if moved.is_some() { Ok(()) } else { Err(failure) }
+    if is_moved { Ok(()) } else { Err(failure) }
 }
 
 /// A status by which a backend says that it did not do what was asked, and that another may.
@@ -251,8 +263,7 @@ pub(super) async fn elsewhere(
         return None;
     }
     let behind = ctx.course.left.iter().chain([&admitted.pool]);
-    let behind: Vec<PoolIndex> =
-        behind.flat_map(|pool| &snapshot.pool(*pool).settings.spill.to).copied().collect();
+    let behind: Vec<PoolIndex> = behind.flat_map(|pool| &snapshot.pool(*pool).settings.spill.to).copied().collect();
     for to in behind {
         if to == admitted.pool || ctx.course.left.contains(&to) {
             continue;

@@ -268,7 +268,9 @@ fn event(body: &[u8]) -> Bytes {
     let data = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(value) if value.get("error").is_some() => value,
         Ok(value) => serde_json::json!({ "error": value }),
-        Err(_) => serde_json::json!({ "error": { "message": "The backend answered with an error.", "type": "upstream_error" } }),
+        Err(_) => {
+            serde_json::json!({ "error": { "message": "The backend answered with an error.", "type": "upstream_error" } })
+        }
     };
     format!("data: {data}\n\n").into()
 }

@@ -74,8 +74,7 @@ pub async fn reserve(
 /// Counts the request against the limits of another pool, which it moves to.
 pub async fn moved(ctx: &mut RequestContext, admitted: &Admitted, pool: &PoolName) -> Result<(), Failure> {
     let operation = ctx.snapshot.catalogue.operation(admitted.operation);
-    let asked =
-        Asked { model: ctx.trail.model.as_ref(), pool, api: operation.api.as_str(), operation: &operation.id };
+    let asked = Asked { model: ctx.trail.model.as_ref(), pool, api: operation.api.as_str(), operation: &operation.id };
     match &mut ctx.reservation {
         Some(reservation) => reservation.moved(&asked).await.map_err(Failure::from),
         None => Ok(()),

@@ -6,12 +6,13 @@ use http::{HeaderMap, header};
 use serde_json::Value;
 
 use super::context::RequestContext;
-use crate::balance::Verdict;
 use crate::balance::affinity::{self, Chain};
+use crate::balance::{Report, Verdict, now};
 use crate::catalogue::Operation;
 use crate::failure::Failure;
 use crate::quota::Most;
 use crate::quota::price::Used;
+use crate::signals::Signals;
 use crate::upstream::Fault;
 
 /// What a token of a prompt weighs beside one of an answer: prompts are computed many tokens at a time.
@@ -119,6 +120,54 @@ pub fn pause(headers: &HeaderMap) -> Option<Duration> {
     None
 }
 
+/// Takes what an answer says of its endpoint's load: a report for load balancers, or that nothing more is taken for now.
+/// <https://docs.vllm.ai/en/latest/> calls the one ORCA; the others are OpenAI's.
+pub fn hear(ctx: &mut RequestContext, headers: &HeaderMap) {
+    let Some(lease) = &mut ctx.lease else { return };
+    if let Some(Ok(signals)) = headers.get("endpoint-load-metrics").map(|value| Signals::orca(value.as_bytes())) {
+        let Signals { running, waiting, capacity, kv_usage } = signals;
+        lease.endpoint().report(Report { running, waiting, capacity, kv_usage }, now());
+    }
+    for (remaining, reset) in EXHAUSTED {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+        if text(remaining) == Some("0")
+            && let Some(time) = text(reset).and_then(span)
+        {
+            lease.rest(time);
+        }
+    }
+}
+
+/// Headers by which a backend tells what it still takes, and when it takes more.
+const EXHAUSTED: [(&str, &str); 2] = [
+    ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+];
+
+/// A time as such headers have it: seconds, or `1h2m3s`, `6m0s`, `1.5s`, `250ms`.
+fn span(text: &str) -> Option<Duration> {
+    let seconds = |number: f64| Duration::try_from_secs_f64(number).ok();
+    if let Ok(number) = text.parse::<f64>() {
+        return seconds(number);
+    }
+    let (mut rest, mut total) = (text, 0.0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let unit = &rest[digits..];
+        let (scale, length) = match unit {
+            _ if unit.starts_with("ms") => (0.001, 2),
+            _ if unit.starts_with('h') => (3600.0, 1),
+            _ if unit.starts_with('m') => (60.0, 1),
+            _ if unit.starts_with('s') => (1.0, 1),
+            _ => return None,
+        };
+        total += number * scale;
+        rest = &unit[length..];
+    }
+    seconds(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +178,14 @@ mod tests {
         assert_eq!(of("3"), Some(Duration::from_secs(3)));
         assert!(of("Fri, 31 Dec 2100 23:59:59 GMT").is_some_and(|wait| wait > Duration::from_secs(1_000_000)));
         assert_eq!([of("soon"), of("-1"), of("Fri, 31 Dec 1999 23:59:59 GMT")], [None; 3]);
+    }
+
+    #[test]
+    fn spans_are_read_with_and_without_units() {
+        let of = |text: &str| span(text).map(|time| time.as_millis());
+        let read = ["2", "0.5", "250ms", "1s", "6m0s", "1h0m5s", "1.5s"].map(of);
+        assert_eq!(read, [2000, 500, 250, 1000, 360_000, 3_605_000, 1500].map(Some));
+        assert_eq!(["", "s", "1x", "-1", "1e400", "1s2"].map(of), [Some(0), None, None, None, None, None]);
     }
 
     #[test]

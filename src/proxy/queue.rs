@@ -109,7 +109,8 @@ fn failure(refused: Refused, ctx: &RequestContext, deadline: Instant) -> Failure
 async fn tell(session: &mut ServerSession, ctx: &mut RequestContext) -> Result<(), Failure> {
     let gone = |_| Failure::ClientClosed;
     if !ctx.is_opened {
-        let mut header = ResponseHeader::build(StatusCode::OK, Some(8)).map_err(|e| Failure::Internal(e.to_string()))?;
+        let mut header =
+            ResponseHeader::build(StatusCode::OK, Some(8)).map_err(|e| Failure::Internal(e.to_string()))?;
         let mut add = |name, value: &str| header.insert_header(name, value);
         let written = add(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")
             .and_then(|()| add(header::CACHE_CONTROL, "no-cache"))

@@ -10,7 +10,7 @@ use pingora_proxy::{FailToProxy, Session};
 use super::context::RequestContext;
 use super::settings::CorsSettings;
 use super::{exchange, judge, limits, load};
-use crate::failure::{Failure, render};
+use crate::failure::{Failure, render, render_with};
 
 /// An answer made here.
 pub struct Reply {
@@ -142,7 +142,7 @@ async fn end_stream(session: &mut ServerSession, failure: &Failure, ctx: &Reques
 }
 
 async fn answer(session: &mut ServerSession, failure: &Failure, ctx: &RequestContext, reusable: bool) -> Result<()> {
-    let body = render(failure, ctx.errors, &ctx.request_id);
+    let body = render_with(failure, ctx.errors, &ctx.request_id, ctx.words.as_deref());
     let mut header = ResponseHeader::build(body.status, Some(8))?;
     header.insert_header(header::CONTENT_TYPE, body.content_type)?;
     header.insert_header(header::CONTENT_LENGTH, body.bytes.len())?;

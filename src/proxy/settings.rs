@@ -220,6 +220,8 @@ pub struct ScrapeSettings {
     pub timeout: Duration,
     /// The largest page that is read.
     pub max_bytes: usize,
+    /// Whether they are asked for it with each request as well.
+    pub in_answers: bool,
 }
 
 /// How long things may take.

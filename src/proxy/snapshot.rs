@@ -12,10 +12,14 @@ use chrono::{DateTime, Utc};
 use http::HeaderMap;
 use pingora_core::protocols::tls::CaType;
 use pingora_core::utils::tls::{WrappedX509, parse_x509};
+use tokio::sync::Semaphore;
 use tower::retry::budget::TpsBudget;
 
+use super::fetch::Fetcher;
 use super::params::{Params, Place};
-use super::settings::{ClientSettings, CorsSettings, MeterSettings, PoolSettings, QueueSettings, Settings};
+use super::settings::{
+    ClientSettings, CorsSettings, MeterSettings, PoolSettings, QueueSettings, RetrySettings, Settings,
+};
 use crate::admission::{self, Gate};
 use crate::auth::{self, Caller, Denied, KeyRing};
 use crate::balance::{Endpoint, Pool, now};
@@ -28,6 +32,8 @@ use crate::schema::{self, BadSchema, Schema, Validation};
 
 /// The time over which budgets of repeated attempts are kept.
 const BUDGET_TIME: Duration = Duration::from_secs(10);
+/// The time over which budgets of second attempts are kept; longer, since they are smaller.
+const HEDGE_TIME: Duration = Duration::from_secs(60);
 
 /// One loaded configuration.
 pub struct Snapshot {
@@ -95,6 +101,11 @@ pub struct PoolState {
     pub gate: Arc<Gate>,
     /// Repeated attempts that it allows.
     pub retries: Arc<TpsBudget>,
+    /// Second attempts beside slow first ones that it allows.
+    pub hedges: Arc<TpsBudget>,
+    /// Copies for its shadow that may be in flight.
+    pub copies: Arc<Semaphore>,
+    fetcher: OnceLock<Fetcher>,
     /// The compiled schemas of its API under its settings.
     pub checks: Arc<HashMap<OperationIndex, Checks>>,
     /// Authorities to trust in place of the system's.
@@ -190,6 +201,11 @@ impl PoolState {
         self.gate.resize(self.settings.queue.max_in_flight.map_or(places, |most| most.min(places)));
     }
 
+    /// Sends requests beside pingora's loop.
+    pub fn fetcher(&self) -> &Fetcher {
+        self.fetcher.get_or_init(|| Fetcher::new(&self.settings))
+    }
+
     fn new(settings: PoolSettings, checks: Arc<HashMap<OperationIndex, Checks>>, previous: Option<&Snapshot>) -> Self {
         let before = previous.and_then(|s| s.pools.iter().find(|p| p.settings.name == settings.name));
         let known = before.map(|p| p.pool.endpoints()).unwrap_or_default();
@@ -203,15 +219,22 @@ impl PoolState {
             None => Pool::new(endpoints, settings.balance.clone()),
         };
         let QueueSettings { max, max_per_caller, .. } = settings.queue;
-        let gate = before.map(|before| Arc::clone(&before.gate)).unwrap_or_else(|| {
-            let pool = settings.name.clone();
-            Arc::new(Gate::new(admission::Settings { pool, queue: max, per_caller: max_per_caller }))
-        });
+        let gate = match before {
+            Some(before) => Arc::clone(&before.gate),
+            None => {
+                let pool = settings.name.clone();
+                Arc::new(Gate::new(admission::Settings { pool, queue: max, per_caller: max_per_caller }))
+            }
+        };
         gate.configure(max, max_per_caller);
-        let kept = before.filter(|before| before.settings.retry == settings.retry);
-        let retries = kept.map(|before| Arc::clone(&before.retries)).unwrap_or_else(|| {
-            Arc::new(TpsBudget::new(BUDGET_TIME, settings.retry.per_second, settings.retry.budget))
-        });
+        let RetrySettings { per_second, budget, .. } = settings.retry;
+        let retries = match before.filter(|before| before.settings.retry == settings.retry) {
+            Some(before) => Arc::clone(&before.retries),
+            None => Arc::new(TpsBudget::new(BUDGET_TIME, per_second, budget)),
+        };
+        let hedge = settings.hedge.map_or(0.0, |hedge| hedge.budget);
+        let hedges = Arc::new(TpsBudget::new(HEDGE_TIME, 0, hedge));
+        let copies = Arc::new(Semaphore::new(settings.shadow.map_or(0, |shadow| shadow.max_in_flight)));
         let tls = settings.tls.as_ref();
         let authorities = tls.and_then(|t| t.authorities.as_ref());
         let mut hasher = DefaultHasher::new();
@@ -220,8 +243,18 @@ impl PoolState {
             let wrapped: Vec<WrappedX509> = all.iter().map(|der| WrappedX509::new(der.clone(), parse_x509)).collect();
             Arc::from(wrapped)
         });
-        let state =
-            Self { pool, gate, retries, checks, authorities: wrapped, connection_group: hasher.finish(), settings };
+        let state = Self {
+            pool,
+            gate,
+            retries,
+            hedges,
+            copies,
+            fetcher: OnceLock::new(),
+            checks,
+            authorities: wrapped,
+            connection_group: hasher.finish(),
+            settings,
+        };
         state.resize();
         state
     }

@@ -8,7 +8,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 
-use super::context::RequestContext;
+use super::context::{Admitted, RequestContext};
 use super::course;
 use super::respond::into_error;
 use super::snapshot::PoolState;
@@ -61,10 +61,20 @@ fn build_peer(state: &PoolState, address: SocketAddr, host: &str) -> HttpPeer {
 
 /// Rewrites the request for the leased endpoint. Runs at every attempt on a fresh copy of the client's request.
 pub fn prepare(request: &mut RequestHeader, ctx: &RequestContext) -> Result<()> {
-    let admitted = ctx.admitted()?;
-    let state = ctx.snapshot.pool(admitted.pool);
-    let operation = ctx.snapshot.catalogue.operation(admitted.operation);
     let lease = ctx.lease.as_ref().ok_or_else(|| Error::explain(ErrorType::InternalError, "no lease"))?;
+    let admitted = ctx.admitted()?;
+    rewrite(request, ctx, admitted, ctx.snapshot.pool(admitted.pool), lease)
+}
+
+/// Rewrites the request for an endpoint of a pool.
+pub fn rewrite(
+    request: &mut RequestHeader,
+    ctx: &RequestContext,
+    admitted: &Admitted,
+    state: &PoolState,
+    lease: &Lease,
+) -> Result<()> {
+    let operation = ctx.snapshot.catalogue.operation(admitted.operation);
     strip(request, operation);
     let asked = request.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
     let path = state.settings.kind.path(&asked[admitted.prefix.min(asked.len())..]);
@@ -81,6 +91,9 @@ pub fn prepare(request: &mut RequestHeader, ctx: &RequestContext) -> Result<()> 
     }
     request.insert_header(header::HOST, authority(state, lease))?;
     request.insert_header("x-request-id", ctx.request_id.as_str())?;
+    if state.settings.scrape.as_ref().is_some_and(|scrape| scrape.in_answers) {
+        request.insert_header("endpoint-load-metrics-format", "TEXT")?;
+    }
     for (name, value) in &state.settings.inject {
         request.insert_header(name, value.clone())?;
     }

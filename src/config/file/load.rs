@@ -73,6 +73,8 @@ section! {
         /// The largest page that is read.
         #[schemars(range(min = 1, max = 65_536))]
         max_kib: usize = 1024,
+        /// Whether endpoints are asked to report with each answer too (ORCA's `endpoint-load-metrics`).
+        in_answers: bool = false,
     }
 }
 

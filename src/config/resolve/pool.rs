@@ -147,6 +147,7 @@ impl Resolver<'_> {
                 interval: ms(pool.metrics.interval_ms),
                 timeout: ms(pool.metrics.timeout_ms),
                 max_bytes: pool.metrics.max_kib * 1024,
+                in_answers: pool.metrics.in_answers,
             }),
         }
     }

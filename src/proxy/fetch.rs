@@ -1,0 +1,207 @@
+//! Fetch: a buffered request to one endpoint by a client of our own, beside pingora's loop: it can run in two at once.
+//!
+//! Connects to the leased address; `Host` and the name in TLS are the endpoint's.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Uri};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body, Incoming};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, ResolveServerName};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error as ClientError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use pingora_http::{RequestHeader, ResponseHeader};
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::{Instant, timeout_at};
+
+use super::settings::{PoolSettings, Timeouts, TlsSettings};
+use crate::balance::Lease;
+use crate::failure::Failure;
+
+/// Sends requests to the endpoints of one pool.
+pub struct Fetcher {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    scheme: &'static str,
+    names: Names,
+    timeouts: Timeouts,
+}
+
+/// An answer whose body may still be on its way.
+pub struct Answer {
+    /// Its header, as it came.
+    pub header: ResponseHeader,
+    /// Its body.
+    pub body: Stream,
+}
+
+/// A body that has to move.
+pub struct Stream {
+    body: Incoming,
+    silence: Duration,
+    end: Instant,
+}
+
+impl Fetcher {
+    /// For the endpoints of this pool.
+    pub fn new(settings: &PoolSettings) -> Self {
+        let names = Names::default();
+        let tls = settings.tls.as_ref();
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(settings.timeouts.connect));
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls_config(tls)).https_or_http();
+        let fixed = tls.and_then(|tls| tls.server_name.clone());
+        let builder = builder.with_server_name_resolver(Resolver { fixed, names: names.clone() });
+        let is_prior = settings.http2 && tls.is_none();
+        let connector = match is_prior {
+            true => builder.enable_http2().wrap_connector(http),
+            false => builder.enable_http1().wrap_connector(http),
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(settings.idle_timeout)
+            .http2_only(is_prior)
+            .build(connector);
+        Self { client, scheme: if tls.is_some() { "https" } else { "http" }, names, timeouts: settings.timeouts }
+    }
+
+    /// Sends a request that was rewritten for the leased endpoint. `end` ends the exchange whatever the pool allows.
+    pub fn send(
+        &self,
+        header: RequestHeader,
+        body: Bytes,
+        lease: &Lease,
+        end: Option<Instant>,
+    ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
+        let address = lease.address();
+        self.names.note(address, &lease.endpoint().settings().host);
+        let path = header.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = format!("{}://{address}{path}", self.scheme).parse::<Uri>();
+        let (client, timeouts) = (self.client.clone(), self.timeouts);
+        async move {
+            let begun = Instant::now();
+            let mut parts: http::request::Parts = header.into();
+            parts.uri = uri.map_err(|e| Failure::Internal(e.to_string()))?;
+            parts.version = http::Version::HTTP_11;
+            let total = begun + timeouts.total;
+            let end = end.map_or(total, |end| end.min(total));
+            let first_byte = (begun + timeouts.connect + timeouts.first_byte).min(end);
+            let sent = client.request(Request::from_parts(parts, Full::new(body)));
+            match timeout_at(first_byte, sent).await {
+                Ok(Ok(answer)) => {
+                    let (parts, body) = answer.into_parts();
+                    let header = ResponseHeader::from(parts);
+                    Ok(Answer { header, body: Stream { body, silence: timeouts.between_chunks, end } })
+                }
+                Ok(Err(error)) => Err(failure(&error)),
+                Err(_) if first_byte == end => Err(Failure::TotalTimeout),
+                Err(_) => Err(Failure::FirstByteTimeout),
+            }
+        }
+    }
+}
+
+impl Stream {
+    /// The next piece; none at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            let silent = Instant::now() + self.silence;
+            let frame = match timeout_at(silent.min(self.end), self.body.frame()).await {
+                Ok(frame) => frame,
+                Err(_) if silent < self.end => return Err(Failure::UpstreamStalled),
+                Err(_) => return Err(Failure::TotalTimeout),
+            };
+            match frame {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(_)) => return Err(Failure::UpstreamClosed),
+            }
+        }
+    }
+
+    /// Whether everything was read.
+    pub fn is_end(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+/// What the failure of an exchange without an answer is.
+fn failure(error: &ClientError) -> Failure {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        let wrapped = inner.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref());
+        if inner.is::<rustls::Error>() || wrapped.is_some_and(|e| e.is::<rustls::Error>()) {
+            return Failure::TlsFailed;
+        }
+        if let Some(error) = inner.downcast_ref::<hyper::Error>()
+            && error.is_parse()
+        {
+            return Failure::UpstreamProtocol;
+        }
+        cause = inner.source();
+    }
+    if error.is_connect() { Failure::ConnectFailed } else { Failure::UpstreamClosed }
+}
+
+/// The hosts behind addresses, for the names in TLS. Holds no more than were leased.
+#[derive(Clone, Default)]
+struct Names(Arc<RwLock<HashMap<SocketAddr, String>>>);
+
+/// Addresses whose hosts are kept; with more, all are learned again.
+const MOST_NAMES: usize = 20_000;
+
+impl Names {
+    fn note(&self, address: SocketAddr, host: &str) {
+        let is_known = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&address).is_some_and(|h| h == host);
+        if !is_known {
+            let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            if names.len() >= MOST_NAMES {
+                names.clear();
+            }
+            names.insert(address, host.to_owned());
+        }
+    }
+}
+
+struct Resolver {
+    fixed: Option<String>,
+    names: Names,
+}
+
+impl ResolveServerName for Resolver {
+    fn resolve(&self, uri: &Uri) -> Result<ServerName<'static>, Box<dyn std::error::Error + Sync + Send>> {
+        let named = || {
+            let address: SocketAddr = uri.authority()?.as_str().parse().ok()?;
+            self.names.0.read().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+        };
+        let name = self.fixed.clone().or_else(named).or_else(|| uri.host().map(str::to_owned)).unwrap_or_default();
+        let bare = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+        ServerName::try_from(bare).map_err(|_: InvalidDnsNameError| "not a server name".into())
+    }
+}
+
+/// Trusts whom the pool trusts.
+pub fn tls_config(tls: Option<&TlsSettings>) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    match tls.and_then(|t| t.authorities.as_ref()) {
+        Some(authorities) => {
+            roots.add_parsable_certificates(authorities.iter().map(|der| CertificateDer::from(der.clone())));
+        }
+        None if tls.is_some() => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().unwrap_or_default());
+        }
+        None => {}
+    }
+    ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()
+}
