@@ -218,3 +218,35 @@ async fn what_endpoints_report_is_read_and_shown() {
     let report = endpoint(&gateway, &backend).await["report"].clone();
     assert_eq!((&report["waiting"], &report["trusted"]), (&0.0.into(), &false.into()));
 }
+
+#[tokio::test]
+async fn endpoints_report_with_their_answers_where_they_are_asked_to() {
+    let backend = simulator(Kind::Llm).await;
+    let pool = format!("{POOL}\nmetrics: {{enabled: true, path: /no/such/page, in_answers: true}}");
+    let gateway = Gateway::setup().pool("chat", "nim-llm", &pool, &[&backend.url()]).start().await;
+    assert!(endpoint(&gateway, &backend).await["report"].is_null());
+    let answer = gateway.chat(false).send().await;
+    assert_eq!((answer.status, answer.header("endpoint-load-metrics")), (200, ""));
+    assert_eq!(backend.seen().last_of(CHAT).unwrap().headers["endpoint-load-metrics-format"], "TEXT");
+    let report = &endpoint(&gateway, &backend).await["report"];
+    assert!(report["kv_usage"].is_number() || report["waiting"].is_number(), "{report}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_has_nothing_left_by_its_own_headers_rests() {
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-ratelimit-remaining-requests: 0\r\n\
+                  x-ratelimit-reset-requests: 20s\r\ncontent-length: 2\r\n\r\n{}";
+    let (spent, other) = (crate::failure::raw_backend(answer).await, simulator(Kind::Llm).await);
+    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}\nmetrics: {enabled: false}\n\
+                balance: {affinity: 0, policy: round_robin}";
+    let gateway =
+        Gateway::setup().pool("chat", "nim-llm", pool, &[&format!("http://{spent}"), &other.url()]).start().await;
+    for _ in 0..6 {
+        assert_eq!(gateway.chat(false).send().await.status, 200);
+    }
+    assert!(other.seen().requests(CHAT) >= 5, "{:?}", other.seen().by_path());
+    let state = gateway.admin("/state").await.json();
+    let spent = &state["pools"][0]["endpoints"][0];
+    assert_eq!(spent["breaker"], "closed");
+    assert!(spent["paused_s"].as_f64().is_some_and(|left| left > 10.0), "{spent}");
+}

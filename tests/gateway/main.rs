@@ -16,6 +16,7 @@ mod body;
 mod callers;
 mod endings;
 mod failure;
+mod hedge;
 mod http2;
 mod input;
 mod path;
