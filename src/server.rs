@@ -41,7 +41,7 @@ use crate::telemetry::Telemetry;
 mod tls;
 
 /// Attempts that pingora allows for one request; our own bounds are lower.
-const FUSE: usize = 32;
+const FUSE: usize = 512;
 /// Idle connections kept to backends, over all pools.
 const KEPT_CONNECTIONS: usize = 1024;
 

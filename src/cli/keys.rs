@@ -111,6 +111,12 @@ pub struct NewKeyArgs {
     /// A pool that it may use; repeat for more. None means all.
     #[arg(long = "pool")]
     pub pools: Vec<String>,
+    /// When a pool is full: high goes before normal before low.
+    #[arg(long, default_value = "normal", value_parser = ["high", "normal", "low"])]
+    pub priority: String,
+    /// Its share of a full pool against that of other keys of its priority.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub weight: u32,
     /// When it ends, such as 2027-01-31T00:00:00Z.
     #[arg(long)]
     pub expires: Option<chrono::DateTime<chrono::Utc>>,
@@ -130,7 +136,7 @@ pub(super) fn run(command: Keys, out: &mut impl Write) -> Result<()> {
         Keys::Create { key, limits, shape, remote } => {
             let mut body = json!({
                 "org": key.org, "team": key.team, "name": key.name, "scopes": key.scopes, "models": key.models,
-                "pools": key.pools, "limits": values(&limits),
+                "pools": key.pools, "limits": values(&limits), "priority": key.priority, "weight": key.weight,
             });
             if let Some(expires) = key.expires {
                 body["expires"] = expires.to_rfc3339().into();
@@ -245,6 +251,9 @@ fn new_key(args: &NewKeyArgs, out: &mut impl Write) -> Result<()> {
     )?;
     writeln!(out, "    scopes: {}", list(&args.scopes))?;
     writeln!(out, "    models: {}\n    pools: {}", list(&args.models), list(&args.pools))?;
+    if args.priority != "normal" || args.weight != 1 {
+        writeln!(out, "    priority: {}\n    weight: {}", args.priority, args.weight)?;
+    }
     if let Some(expires) = args.expires {
         writeln!(out, "    expires: {}", quoted(&expires.to_rfc3339()))?;
     }

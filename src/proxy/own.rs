@@ -106,9 +106,11 @@ fn openapi(snapshot: &Snapshot, _headers: &HeaderMap) -> Bytes {
 
 /// The models that this caller may use and whose pool is alive, sorted by name, in OpenAI's shape.
 fn models(snapshot: &Snapshot, caller: &Caller, within: Option<&str>) -> Vec<Value> {
+    let now = chrono::Utc::now();
     let usable = |(pool, entry): &&(PoolIndex, ModelEntry)| {
         let state = snapshot.pool(*pool);
         state.pool.is_available()
+            && entry.life.is_alive(now)
             && within.is_none_or(|name| state.settings.name.as_str() == name)
             && caller.require_model(&entry.id).is_ok()
             && caller.require_pool(&state.settings.name).is_ok()
