@@ -390,7 +390,7 @@ mod tests {
             "nimgate_quota_shared 1",
             r#"nimgate_queue_waiting{pool="p"} 5"#,
             r#"nimgate_retries_total{pool="p"} 2"#,
-            r#"nimgate_queue_wait_seconds_bucket{pool="p",le="0.001"} 0"#,
+            r#"_queue_wait_seconds_count{pool="p"} 1"#,
             r#"nimgate_spills_total{from="own",pool="p",reason="overload"} 1"#,
             r#"nimgate_hedges_total{pool="p",result="won"} 1"#,
         ] {

@@ -67,6 +67,7 @@ fn request(planned: &Planned, gateway: SocketAddr, key: &str) -> Result<Request<
     Ok(Request::post(format!("http://{gateway}/v1/chat/completions"))
         .header(header::AUTHORIZATION, key)
         .header(header::CONTENT_TYPE, "application/json")
+        .header("x-request-timeout", DEADLINE.as_secs())
         .body(Full::new(planned.body.clone()))?)
 }
 
