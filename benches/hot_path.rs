@@ -261,7 +261,8 @@ mod pick {
                 balance::Settings { name: format!("127.0.0.1:{port}"), host: "127.0.0.1".into(), port, thresholds };
             Arc::new(Endpoint::new(settings, vec![SocketAddr::from(([127, 0, 0, 1], port))]))
         };
-        Pool::new((1..=size).map(endpoint).collect(), balance::Tuning::default())
+        let members = Arc::new(balance::Members::new((1..=size).map(endpoint).collect()));
+        Pool::new(members, balance::Tuning::default())
     }
 
     /// A pick and the end of its lease.

@@ -178,10 +178,11 @@ async fn metrics(Extract(state): Extract<State>) -> Response {
     let snapshot = state.snapshot.load();
     let endpoints = snapshot.pools.iter().flat_map(|pool| {
         let name = pool.settings.name.as_str();
-        pool.pool.endpoints().iter().map(move |e| {
+        let endpoint = |e: &Arc<balance::Endpoint>| {
             let healthy = e.health().is_healthy();
             (name, e.name().to_owned(), e.in_flight(), healthy)
-        })
+        };
+        pool.pool.endpoints().iter().map(endpoint).collect::<Vec<_>>()
     });
     let waiting = snapshot.pools.iter().map(|pool| (pool.settings.name.as_str(), pool.gate.view().waiting));
     match state.telemetry.page(endpoints, waiting, &limits(&state)) {
@@ -269,7 +270,8 @@ fn show_queue(view: &admission::View) -> Value {
 async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
     let snapshot = state.snapshot.load();
     let pool = |pool: &PoolState| {
-        let endpoints = pool.pool.endpoints().iter().map(|endpoint| show_endpoint(pool, endpoint));
+        let endpoints = pool.pool.endpoints();
+        let endpoints = endpoints.iter().map(|endpoint| show_endpoint(pool, endpoint));
         json!({
             "name": pool.settings.name.as_str(),
             "api": pool.settings.api.as_str(),

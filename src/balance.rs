@@ -14,12 +14,14 @@ use arc_swap::ArcSwap;
 pub mod affinity;
 mod breaker;
 mod health;
+mod members;
 mod report;
 mod surprise;
 mod work;
 
 pub use breaker::{BreakerSettings, Standing, Verdict};
 pub use health::{Health, Thresholds};
+pub use members::{Members, Present};
 pub use report::{Heard, Report};
 pub use work::{Fit, Pace};
 
@@ -30,9 +32,9 @@ use surprise::Surprise;
 /// One endpoint as configured or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How it is named in answers, logs and metrics: host and port of its URL.
+    /// How it is named in answers, logs and metrics: host and port of its URL, or the address at which it was found.
     pub name: String,
-    /// Host to resolve.
+    /// Host to resolve, or by which it was found.
     pub host: String,
     /// Port to connect to.
     pub port: u16,
@@ -127,10 +129,10 @@ pub struct Endpoint {
     heard: Heard,
 }
 
-/// Interchangeable endpoints.
+/// Interchangeable endpoints. Of a pool that has none yet, all are unhealthy.
 #[derive(Debug)]
 pub struct Pool {
-    endpoints: Vec<Arc<Endpoint>>,
+    members: Arc<Members>,
     common: Arc<Common>,
 }
 
@@ -189,7 +191,7 @@ impl Default for Ask<'_> {
 /// Why no endpoint can take the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoEndpoint {
-    /// Health probes fail on all of them, or their names do not resolve.
+    /// Health probes fail on all of them, or their names do not resolve, or none was found.
     AllUnhealthy,
     /// Each was tried for this request.
     AllTried,
@@ -210,7 +212,7 @@ enum Grade {
 
 impl Pool {
     /// A pool of these endpoints.
-    pub fn new(endpoints: Vec<Arc<Endpoint>>, tuning: Tuning) -> Self {
+    pub fn new(members: Arc<Members>, tuning: Tuning) -> Self {
         let common = Common {
             memory: ArcSwap::from_pointee(Memory::new(tuning.affinity)),
             tuning: ArcSwap::from_pointee(tuning),
@@ -220,26 +222,27 @@ impl Pool {
             turn: AtomicUsize::new(0),
             surprise: Surprise::default(),
         };
-        Self::sharing(endpoints, Arc::new(common))
+        Self { members, common: Arc::new(common) }
     }
 
     /// A pool of these endpoints that knows what the one before it knew.
-    pub fn succeeding(before: &Self, endpoints: Vec<Arc<Endpoint>>, tuning: Tuning) -> Self {
+    pub fn succeeding(before: &Self, members: Arc<Members>, tuning: Tuning) -> Self {
         let common = &before.common;
         if common.tuning.load().affinity != tuning.affinity {
             common.memory.store(Arc::new(Memory::new(tuning.affinity)));
         }
         common.tuning.store(Arc::new(tuning));
-        Self::sharing(endpoints, Arc::clone(common))
+        Self { members, common: Arc::clone(common) }
     }
 
-    fn sharing(endpoints: Vec<Arc<Endpoint>>, common: Arc<Common>) -> Self {
-        Self { endpoints, common }
+    /// Its endpoints at this moment, in the order of the configuration, or of their addresses.
+    pub fn endpoints(&self) -> Present {
+        self.members.present()
     }
 
-    /// Its endpoints, in the order of the configuration.
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
+    /// Its endpoints as they come and go.
+    pub fn members(&self) -> &Arc<Members> {
+        &self.members
     }
 
     /// How it chooses.
@@ -249,17 +252,24 @@ impl Pool {
 
     /// Whether any endpoint takes requests, as far as probes say.
     pub fn is_available(&self) -> bool {
-        self.endpoints.iter().any(|e| e.is_available())
+        self.endpoints().iter().any(|e| e.is_available())
+    }
+
+    /// Whether it has endpoints beside those that were tried and the one that is leased.
+    pub fn has_untried(&self, tried: &[Arc<Endpoint>], lease: Option<&Lease>) -> bool {
+        let used = tried.iter().chain(lease.map(Lease::endpoint));
+        self.endpoints().iter().any(|endpoint| !used.clone().any(|u| Arc::ptr_eq(u, endpoint)))
     }
 
     /// Whether any endpoint looks well: probes succeed, its breaker is closed, it asked for no pause.
     pub fn is_well(&self, now: u64) -> bool {
-        self.endpoints.iter().any(|e| e.grade(now) == Grade::Usable)
+        self.endpoints().iter().any(|e| e.grade(now) == Grade::Usable)
     }
 
     /// How many requests may be in flight on it: what its endpoints take that look well; when none does, as if all did.
     pub fn places(&self, now: u64) -> usize {
-        let count = |grade| self.endpoints.iter().filter(|e| e.grade(now) == grade).count();
+        let endpoints = self.endpoints();
+        let count = |grade| endpoints.iter().filter(|e| e.grade(now) == grade).count();
         let counted = [Grade::Usable, Grade::Sick].into_iter().map(count).find(|n| *n > 0);
         counted.unwrap_or(1).saturating_mul(self.common.tuning.load().max_in_flight)
     }
@@ -292,7 +302,7 @@ impl Pool {
 
     /// Picks the endpoint for a request, leaving out those that were tried.
     pub fn pick(&self, ask: &Ask<'_>, now: u64) -> Result<Lease, NoEndpoint> {
-        let endpoints = &self.endpoints;
+        let endpoints = &self.endpoints();
         let tuning = self.common.tuning.load();
         let work = ask.work.clamp(0.001, 1e12);
         // An endpoint may fill up between the look and the take.

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::config::{self, Config};
 use crate::directory::Directory;
+use crate::finder::Finder;
 use crate::probe;
 use crate::proxy::settings::ListenerSettings;
 use crate::proxy::snapshot::Snapshot;
@@ -45,16 +46,17 @@ pub struct Reloader {
 pub type Print = Vec<Option<(SystemTime, u64)>>;
 
 impl Reloader {
-    /// Runs until `asked` closes. Holds the probes of the snapshot in force.
+    /// Runs until `asked` closes. Holds what follows the endpoints of the snapshot in force.
     pub async fn run(mut self, mut asked: mpsc::Receiver<oneshot::Sender<Result<u64, String>>>) {
-        let mut probes = watch(&self.snapshot.load());
+        let mut watch = Watch::default();
+        watch.follow(&self.snapshot.load());
         let look = self.watch.unwrap_or(Duration::from_secs(3600));
         loop {
             tokio::select! {
                 ask = asked.recv() => {
                     let Some(answer) = ask else { return };
                     self.seen = print(&self.files);
-                    let result = self.reload(&mut probes, false).await;
+                    let result = self.reload(&mut watch, false).await;
                     let _ = answer.send(result);
                 }
                 () = tokio::time::sleep(look), if self.watch.is_some() && self.path.is_some() => {
@@ -62,7 +64,7 @@ impl Reloader {
                         let now = steady(&self.files).await;
                         // The print is taken first: a change while loading is seen next time.
                         self.seen = now;
-                        let _ = self.reload(&mut probes, true).await;
+                        let _ = self.reload(&mut watch, true).await;
                     }
                 }
             }
@@ -70,7 +72,7 @@ impl Reloader {
     }
 
     /// Loads the files; with `watching`, only if they stayed as they were seen while they were read.
-    async fn reload(&mut self, probes: &mut [JoinSet<()>; 2], watching: bool) -> Result<u64, String> {
+    async fn reload(&mut self, watch: &mut Watch, watching: bool) -> Result<u64, String> {
         let Some(path) = self.path.clone() else { return Err("this process has no configuration file".into()) };
         let previous = self.snapshot.load_full();
         let directory = Arc::clone(&self.directory);
@@ -90,7 +92,7 @@ impl Reloader {
                     self.seen = print(&files);
                     self.files = files;
                 }
-                *probes = watch(&self.snapshot.load());
+                watch.follow(&self.snapshot.load());
                 self.telemetry.reloaded(Some(generation));
                 tracing::info!(generation, "configuration loaded");
                 Ok(generation)
@@ -104,9 +106,18 @@ impl Reloader {
     }
 }
 
-/// Starts what asks the endpoints of a snapshot: whether they are ready, and for their load.
-fn watch(snapshot: &Snapshot) -> [JoinSet<()>; 2] {
-    [probe::start(snapshot), scrape::start(snapshot)]
+/// What finds the endpoints of a snapshot, and asks them whether they are ready and for their load.
+#[derive(Default)]
+struct Watch {
+    finder: Finder,
+    asking: [JoinSet<()>; 2],
+}
+
+impl Watch {
+    fn follow(&mut self, snapshot: &Snapshot) {
+        self.finder.follow(snapshot);
+        self.asking = [probe::start(snapshot), scrape::start(snapshot)];
+    }
 }
 
 type Loaded = (u64, Vec<PathBuf>, Vec<ListenerSettings>);

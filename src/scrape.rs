@@ -7,13 +7,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, StatusCode, Uri};
+use http::{Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Body as _, Bytes, Incoming};
 use tokio::task::JoinSet;
 
 use crate::balance::{Endpoint, Report, now};
-use crate::probe::{self, HttpClient};
+use crate::probe::{self, Clients, HttpClient};
 use crate::proxy::settings::{PoolSettings, ScrapeSettings};
 use crate::proxy::snapshot::Snapshot;
 use crate::signals::{Signals, Unusable};
@@ -24,7 +24,7 @@ const PATIENCE: u32 = 3;
 /// Time between two questions to an endpoint that has no usable page.
 const BACK_OFF: Duration = Duration::from_secs(30);
 
-/// Starts one task per endpoint of the pools that are asked for their load; they end when the set is dropped.
+/// Asks the endpoints of the pools that are asked for their load, as they come and go, until the set is dropped.
 pub fn start(snapshot: &Snapshot) -> JoinSet<()> {
     start_with(snapshot, |endpoint, signals| {
         let Signals { running, waiting, capacity, kv_usage } = signals;
@@ -41,19 +41,21 @@ where
     for state in &snapshot.pools {
         let Some(settings) = &state.settings.scrape else { continue };
         let scraper = Arc::new(Scraper::new(&state.settings, settings.clone()));
-        for endpoint in state.pool.endpoints() {
-            tasks.spawn(watch(Arc::clone(&scraper), Arc::clone(endpoint), report.clone()));
-        }
+        let report = report.clone();
+        tasks.spawn(probe::each(Arc::clone(state.pool.members()), move |endpoint| {
+            watch(Arc::clone(&scraper), endpoint, report.clone())
+        }));
     }
     tasks
 }
 
 async fn watch<R: Fn(&Endpoint, Signals)>(scraper: Arc<Scraper>, endpoint: Arc<Endpoint>, report: R) {
+    let client = scraper.clients.of(&endpoint);
     let mut pace = Pace { interval: scraper.settings.interval, failures: 0 };
     // Endpoints and gateways that start together do not stay in step.
     tokio::time::sleep(pace.interval.mul_f64(fastrand::f64())).await;
     loop {
-        let asked = tokio::time::timeout(scraper.settings.timeout, scraper.ask(&endpoint)).await;
+        let asked = tokio::time::timeout(scraper.settings.timeout, scraper.ask(&client, &endpoint)).await;
         let asked = asked.unwrap_or(Err(NoSignals::TimedOut));
         if let Ok(signals) = asked {
             report(&endpoint, signals);
@@ -69,7 +71,7 @@ async fn watch<R: Fn(&Endpoint, Signals)>(scraper: Arc<Scraper>, endpoint: Arc<E
 struct Scraper {
     pool: PoolSettings,
     settings: ScrapeSettings,
-    client: HttpClient,
+    clients: Clients,
 }
 
 /// Why an endpoint gave no signals.
@@ -93,18 +95,19 @@ enum NoSignals {
 
 impl Scraper {
     fn new(pool: &PoolSettings, settings: ScrapeSettings) -> Self {
-        Self { pool: pool.clone(), settings, client: probe::client(pool.tls.as_ref(), 1) }
+        Self { pool: pool.clone(), settings, clients: Clients::new(pool.tls.clone(), 1) }
     }
 
-    async fn ask(&self, endpoint: &Endpoint) -> Result<Signals, NoSignals> {
+    async fn ask(&self, client: &HttpClient, endpoint: &Endpoint) -> Result<Signals, NoSignals> {
         let scheme = if self.pool.tls.is_some() { "https" } else { "http" };
         let uri = format!("{scheme}://{}{}", endpoint.name(), self.settings.path).parse::<Uri>();
         let mut request = Request::get(uri.map_err(|_| NoSignals::Unreachable)?);
+        request = request.header(header::HOST, probe::authority(endpoint, &self.pool));
         for (name, value) in &self.pool.inject {
             request = request.header(name, value.clone());
         }
         let request = request.body(Empty::<Bytes>::new()).map_err(|_| NoSignals::Unreachable)?;
-        let answer = self.client.request(request).await.map_err(|_| NoSignals::Unreachable)?;
+        let answer = client.request(request).await.map_err(|_| NoSignals::Unreachable)?;
         match answer.status() {
             status if status.is_success() => {}
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {

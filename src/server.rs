@@ -47,7 +47,8 @@ const KEPT_CONNECTIONS: usize = 1024;
 
 /// Serves until a signal ends it. `path` is the file to reload from; `ready` runs once everything listens.
 pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 'static) -> Result<()> {
-    // Before anything listens: whoever sees this process serve may change its files at once.
+    // Before anything listens: whoever sees this process serve may change its files at once, and tell it so.
+    heed_hangup()?;
     let seen = reload::print(&config.files);
     let access_log = access_log(&config)?;
     let telemetry = Arc::new(Telemetry::new(access_log.dropped())?);
@@ -332,6 +333,14 @@ async fn await_listeners(listeners: &[ListenerSettings]) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// Has SIGHUP no longer end the process. A handler stays where it is put.
+fn heed_hangup() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _inside = runtime.enter();
+    signal(SignalKind::hangup())?;
+    Ok(())
 }
 
 async fn reload_on_hangup(ask: Ask) {

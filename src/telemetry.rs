@@ -1,10 +1,11 @@
 //! Telemetry: every instrument, declared once.
 //!
 //! Labels come from the configuration, the catalogue and closed enums, so their number is bounded: clients can not make
-//! new ones. OTLP exporters will stand here too.
+//! new ones. Endpoints that are found come and go; past a bound those that could not be reached share a label. OTLP exporters will stand here too.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -75,6 +76,8 @@ pub struct Telemetry {
     in_flight: IntGauge,
     bytes: IntCounterVec,
     connect_failures: IntCounterVec,
+    /// Pools and endpoints that have a label there.
+    unreached: Mutex<BTreeSet<(String, String)>>,
     endpoint_in_flight: IntGaugeVec,
     endpoint_healthy: IntGaugeVec,
     generation: IntGauge,
@@ -100,6 +103,9 @@ pub struct Telemetry {
 /// Seconds, from a cache hit to a generated video.
 const SECONDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
+
+/// The most endpoints that have a label of their own among those that could not be reached.
+const MOST_UNREACHED: usize = 10_000;
 
 impl Telemetry {
     /// Declares every instrument. `dropped` counts access-log lines.
@@ -149,6 +155,7 @@ impl Telemetry {
                 "Endpoints that could not be reached.",
                 &["pool", "endpoint"],
             )?,
+            unreached: Mutex::default(),
             endpoint_in_flight: gauges(
                 "nimgate_endpoint_in_flight",
                 "Requests on an endpoint.",
@@ -269,6 +276,10 @@ impl Telemetry {
 
     /// An endpoint could not be reached.
     pub fn connect_failed(&self, pool: &str, endpoint: &str) {
+        let mut unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (pool.to_owned(), endpoint.to_owned());
+        let is_named = unreached.contains(&key) || unreached.len() < MOST_UNREACHED && unreached.insert(key);
+        let endpoint = if is_named { endpoint } else { "other" };
         self.connect_failures.with_label_values(&[pool, endpoint]).inc();
     }
 
@@ -342,6 +353,17 @@ mod tests {
     fn statuses_without_a_name_share_a_label() {
         let text = |status| status_text(status, &mut [0; 3]).to_owned();
         assert_eq!([text(200), text(529), text(0), text(299), text(799)], ["200", "529", "none", "other", "other"]);
+    }
+
+    #[test]
+    fn endpoints_that_come_and_go_do_not_fill_the_page() {
+        let telemetry = Telemetry::new(Arc::default()).unwrap();
+        for i in 0..MOST_UNREACHED + 5 {
+            telemetry.connect_failed("p", &i.to_string());
+        }
+        telemetry.connect_failed("p", "3");
+        let count = |endpoint: &str| telemetry.connect_failures.with_label_values(&["p", endpoint]).get();
+        assert_eq!((count("3"), count("other")), (2, 5));
     }
 
     #[test]

@@ -64,6 +64,11 @@ fn with(more: &str) -> String {
     format!("{HEAD}{POOL}{more}")
 }
 
+/// A pool whose endpoints are found so.
+fn found(name: &str, discovery: &str) -> String {
+    format!("  - {{name: {name}, api: nemo-curator, discovery: {discovery}}}\n")
+}
+
 #[test]
 fn every_sample_passes_check() {
     for name in SAMPLES {
@@ -201,6 +206,7 @@ fn the_annotated_references_state_the_codes_defaults() {
         "quotas.state_file",
         "redis",
         "pools.credential",
+        "pools.discovery",
         "pools.max_body_mib",
         "pools.metrics.enabled",
         "pools.health.enabled",
@@ -219,6 +225,10 @@ fn the_annotated_references_state_the_codes_defaults() {
     let mut found = Vec::new();
     beyond("", &stated["redis"], &serde_json::to_value(redis).unwrap(), &mut found);
     assert_eq!(found, ["master", "password", "sentinel_password", "tls", "username"]);
+    let discovery = serde_json::to_value(file::Discovery::default()).unwrap();
+    let mut found = Vec::new();
+    beyond("", &stated["pools"][0]["discovery"], &discovery, &mut found);
+    assert_eq!(found, ["cluster", "dns", "keep_ms", "kubernetes", "name_servers", "srv"]);
     let price: file::Price = serde_json::from_value(json!({ "model": "meta/*" })).unwrap();
     let mut found = Vec::new();
     beyond("", &stated["prices"][0], &serde_json::to_value(price).unwrap(), &mut found);
@@ -238,7 +248,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown key",
             with("    nmae: x\n"),
             &[
-                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, balance, breaker, connection, credential, default, endpoints, function, headers, health, hedge, kind, max_body_mib, metrics, models, name, queue, retry, shadow, spill, timeouts, tls, url_input, validation",
+                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, balance, breaker, connection, credential, default, discovery, endpoints, function, headers, health, hedge, kind, max_body_mib, metrics, models, name, queue, retry, shadow, spill, timeouts, tls, url_input, validation",
             ],
         ),
         (
@@ -279,11 +289,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
         (
             "missing keys",
             "pools:\n  - name: a\n".into(),
-            &[
-                "c.yaml:1:1: the key callers is required",
-                "c.yaml:2:5: pools[0]: the key api is required",
-                "c.yaml:2:5: pools[0]: the key endpoints is required",
-            ],
+            &["c.yaml:1:1: the key callers is required", "c.yaml:2:5: pools[0]: the key api is required"],
         ),
         ("no pools", format!("{HEAD}pools: []\n"), &["c.yaml:3:1: pools: expected at least 1 in the list"]),
         ("an empty file", String::new(), &["c.yaml:1:1: expected a mapping, found nothing"]),
@@ -311,6 +317,90 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
                 "c.yaml:9:9: pools[0].endpoints[2].url: expected http://host[:port] or https://host[:port], without a path",
                 "c.yaml:11:9: pools[0].endpoints[4].url: this endpoint is listed twice",
                 "c.yaml:12:9: pools[0].endpoints[5].url: the endpoints of a pool are all http or all https",
+            ],
+        ),
+        (
+            "no endpoints, or twice",
+            format!("{HEAD}pools:\n  - {{name: a, api: nvcf}}\n  - {{name: b, api: nemo-curator, endpoints: []}}\n"),
+            &["c.yaml:5:34: pools[1].endpoints: expected at least 1 in the list"],
+        ),
+        (
+            "sources that are none or many",
+            format!(
+                "{HEAD}pools:\n  - {{name: a, api: nvcf}}\n{}{}{}{}",
+                found("b", "{}"),
+                found("c", "{dns: {name: a, port: 1}, srv: {name: a}}"),
+                found("d", "{srv: {name: a}}, endpoints: [{url: http://a}]"),
+                found("e", "{srv: {name: a}, min_ttl_ms: 2000, max_ttl_ms: 1000, cluster: {url: http://a}}"),
+            ),
+            &[
+                "c.yaml:4:5: pools[0]: expected the key endpoints or the key discovery, found neither",
+                "c.yaml:5:34: pools[1].discovery: expected one of dns, srv and kubernetes, found none",
+                "c.yaml:6:34: pools[2].discovery: expected one of dns, srv and kubernetes, found more",
+                "c.yaml:7:34: pools[3].discovery: the pool lists its endpoints; leave this out, or the key endpoints",
+                "c.yaml:8:62: pools[4].discovery.min_ttl_ms: expected no more than max_ttl_ms",
+                "c.yaml:8:98: pools[4].discovery.cluster: only kubernetes asks an API server",
+            ],
+        ),
+        (
+            "sources that can not be",
+            format!(
+                "{HEAD}pools:\n{}{}{}{}",
+                found("a", "{dns: {name: 10.0.0.1, port: 1}, name_servers: [a, 10.0.0.1:0]}"),
+                found("b", "{srv: {name: a..b}}"),
+                found("c", "{kubernetes: {namespace: m, service: s, port: 1}, name_servers: [10.0.0.1]}"),
+                found("d", "{kubernetes: {namespace: m, service: s, port: p}, cluster: {context: x}}"),
+            ),
+            &[
+                "c.yaml:4:52: pools[0].discovery.dns.name: expected a name in DNS; an address belongs into endpoints",
+                "c.yaml:4:93: pools[0].discovery.name_servers[0]: expected an IP address, or one with a port, such as 10.0.0.10:53",
+                "c.yaml:4:96: pools[0].discovery.name_servers[1]: expected an IP address, or one with a port, such as 10.0.0.10:53",
+                "c.yaml:5:52: pools[1].discovery.srv.name: expected a name in DNS, such as nim.example.com",
+                "c.yaml:6:95: pools[2].discovery.name_servers: only dns and srv ask name servers",
+                "c.yaml:7:95: pools[3].discovery.cluster: expected url or kubeconfig_file; leave this out for the gateway's own cluster",
+            ],
+        ),
+        (
+            "clusters that can not be",
+            format!(
+                "{HEAD}pools:\n{}{}{}",
+                found(
+                    "a",
+                    "{kubernetes: {namespace: m, service: s, port: p}, cluster: {url: http://a, kubeconfig_file: k}}"
+                ),
+                found(
+                    "b",
+                    "{kubernetes: {namespace: m, service: s, port: p}, cluster: {url: http://a/b, token_file: t, context: x}}"
+                ),
+                found(
+                    "c",
+                    "{kubernetes: {namespace: m, service: s, port: p}, cluster: {kubeconfig_file: k, ca_file: k}}"
+                ),
+            ),
+            &[
+                "c.yaml:4:95: pools[0].discovery.cluster: expected url or kubeconfig_file, found both",
+                "c.yaml:5:105: pools[1].discovery.cluster.url: expected http://host[:port] or https://host[:port], without a path",
+                "c.yaml:5:122: pools[1].discovery.cluster.token_file: expected the path of a file",
+                "c.yaml:5:137: pools[1].discovery.cluster.context: this goes with kubeconfig_file",
+                "c.yaml:6:105: pools[2].discovery.cluster.kubeconfig_file: expected the path of a file",
+                "c.yaml:6:125: pools[2].discovery.cluster.ca_file: this goes with url; a kubeconfig file has its own",
+            ],
+        ),
+        (
+            "bounds of discovery",
+            format!(
+                "{HEAD}pools:\n{}{}{}",
+                found("a", "{kubernetes: {namespace: M, service: s, port: 70000}}"),
+                found("b", "{kubernetes: {namespace: m, service: s, port: true}, max_endpoints: 10001}"),
+                found("c", "{dns: {name: a, port: 0}, scheme: ftp}"),
+            ),
+            &[
+                "c.yaml:4:59: pools[0].discovery.kubernetes.namespace: expected text that matches ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+                "c.yaml:4:85: pools[0].discovery.kubernetes.port: expected a whole number from 1 to 65535",
+                "c.yaml:5:85: pools[1].discovery.kubernetes.port: expected a whole number or text, found true or false",
+                "c.yaml:5:98: pools[1].discovery.max_endpoints: expected a whole number from 1 to 10000",
+                "c.yaml:6:61: pools[2].discovery.dns.port: expected a whole number from 1 to 65535",
+                "c.yaml:6:71: pools[2].discovery.scheme: expected http or https, found text",
             ],
         ),
         (

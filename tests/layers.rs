@@ -12,12 +12,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Stages know ids, std and their own libraries: neither another stage nor what stands above them.
-const STAGES: [&str; 9] =
-    ["admission", "auth", "balance", "catalogue", "meter", "route", "schema", "signals", "upstream"];
+const STAGES: [&str; 10] =
+    ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 26] = [
+const ARROWS: [(&str, &[&str]); 28] = [
     ("admission", &["ids"]),
     ("ids", &[]),
+    ("discovery", &[]),
+    ("finder", &["balance", "discovery", "proxy"]),
     ("signals", &[]),
     ("scrape", &["balance", "probe", "proxy", "signals"]),
     ("auth", &["ids"]),
@@ -41,6 +43,7 @@ const ARROWS: [(&str, &[&str]); 26] = [
             "auth",
             "balance",
             "catalogue",
+            "discovery",
             "failure",
             "meter",
             "quota",
@@ -49,12 +52,16 @@ const ARROWS: [(&str, &[&str]); 26] = [
             "schema",
             "signals",
             "upstream",
+            "upstream",
         ],
     ),
-    ("config", &["ids", "auth", "balance", "catalogue", "proxy", "quota", "route", "schema", "store", "upstream"]),
+    (
+        "config",
+        &["ids", "auth", "balance", "catalogue", "discovery", "proxy", "quota", "route", "schema", "store", "upstream"],
+    ),
     ("probe", &["balance", "proxy"]),
     ("directory", &["auth", "config", "proxy", "quota", "store"]),
-    ("reload", &["config", "directory", "probe", "proxy", "quota", "scrape", "telemetry"]),
+    ("reload", &["config", "directory", "finder", "probe", "proxy", "quota", "scrape", "telemetry"]),
     (
         "admin",
         &["admission", "auth", "balance", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"],
@@ -79,8 +86,11 @@ const ARROWS: [(&str, &[&str]); 26] = [
     ("cli", &["auth", "config", "directory", "proxy", "quota", "server", "sim"]),
 ];
 /// Libraries and the only modules that may name them.
-const LIBRARIES: [(&str, &[&str]); 7] = [
+const LIBRARIES: [(&str, &[&str]); 10] = [
     ("redis", &["store", "quota", "directory"]),
+    ("hickory_resolver", &["discovery"]),
+    ("kube", &["discovery"]),
+    ("k8s_openapi", &["discovery"]),
     ("pingora", &["proxy", "server", "admin"]),
     ("jsonschema", &["schema", "config"]),
     ("prometheus", &["telemetry", "admin"]),

@@ -7,7 +7,7 @@ fn endpoint(port: u16) -> Arc<Endpoint> {
 }
 
 fn pool_with(size: u16, tuning: Tuning) -> Pool {
-    Pool::new((1..=size).map(endpoint).collect(), tuning)
+    Pool::new(Arc::new(Members::new((1..=size).map(endpoint).collect())), tuning)
 }
 
 fn pool(size: u16) -> Pool {
@@ -39,7 +39,7 @@ fn unhealthy_and_tried_endpoints_are_left_out() {
     let second = ask(std::slice::from_ref(&first)).unwrap().endpoint().clone();
     assert!(!Arc::ptr_eq(&first, &second) && ![first.name(), second.name()].contains(&"1"));
     assert_eq!(ask(&[first, second]).unwrap_err(), NoEndpoint::AllTried);
-    for endpoint in pool.endpoints() {
+    for endpoint in pool.endpoints().iter() {
         endpoint.probed(false, 1);
     }
     assert_eq!(pick(&pool).unwrap_err(), NoEndpoint::AllUnhealthy);

@@ -22,10 +22,12 @@ macro_rules! section {
     };
 }
 
+mod discovery;
 mod keys;
 mod load;
 mod quotas;
 
+pub use discovery::{Cluster, Discovery, DnsName, Port as PodPort, Scheme, Service, SrvName};
 pub use keys::{Key, Keys, Limit, Org, Per, Previous, Priority, Team};
 pub use load::{Balance, Breaker, Hedge, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason};
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
@@ -272,9 +274,13 @@ pub struct Pool {
     /// The models that it serves, for APIs whose requests name one.
     #[serde(default)]
     pub models: Vec<Model>,
-    /// Where its backends are.
+    /// Where its backends are. Either this or `discovery` is required.
+    #[serde(default)]
     #[schemars(length(min = 1, max = 10_000))]
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Option<Vec<Endpoint>>,
+    /// Where its backends are found.
+    #[serde(default)]
+    pub discovery: Option<Discovery>,
     /// Sent to the backends in place of the caller's credential.
     #[serde(default)]
     pub credential: Option<Credential>,

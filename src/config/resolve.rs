@@ -11,6 +11,7 @@ use crate::catalogue::Catalogue;
 use crate::proxy::settings::{ClientSettings, CorsSettings, ListenerSettings, ListenerTls, Settings};
 use crate::quota;
 
+mod discovery;
 mod limits;
 mod pem;
 mod pool;

@@ -163,7 +163,8 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
     let Some(mut admitted) = ctx.admitted.take() else { return Err(failure) };
     let state = snapshot.pool(admitted.pool);
     let is_overload = matches!(load::verdict(&failure, None), Verdict::Overloaded(_));
-    let may = ctx.course.attempts < state.settings.retry.attempts && state.pool.endpoints().len() > 1;
+    let failed = ctx.lease.as_ref();
+    let may = ctx.course.attempts < state.settings.retry.attempts && state.pool.has_untried(&ctx.course.tried, failed);
     if may
         && state.retries.withdraw()
         && let Ok(lease) = pick(ctx, state, is_overload)

@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::ids::{ApiName, PoolIndex, PoolName};
 use crate::record::SpillReason;
-use crate::{auth, balance, catalogue, quota, route, schema, upstream};
+use crate::{auth, balance, catalogue, discovery, quota, route, schema, upstream};
 
 /// Everything that a reload can replace.
 pub struct Settings {
@@ -83,7 +83,7 @@ pub struct PoolSettings {
     /// Every name that callers may use, and the model that it means.
     pub models: Vec<(String, route::ModelEntry)>,
     /// Its endpoints.
-    pub endpoints: Vec<balance::Settings>,
+    pub endpoints: Endpoints,
     /// Headers set on every request: credential, function, operator's own.
     pub inject: Vec<(HeaderName, HeaderValue)>,
     /// How its requests are checked.
@@ -117,6 +117,14 @@ pub struct PoolSettings {
 }
 
 impl PoolSettings {
+    /// What an endpoint is called in `Host`: its host, and its port unless that is the scheme's own.
+    pub fn authority(&self, endpoint: &balance::Settings) -> String {
+        match (self.tls.is_some(), endpoint.port) {
+            (true, 443) | (false, 80) => endpoint.host.clone(),
+            (_, port) => format!("{}:{port}", endpoint.host),
+        }
+    }
+
     /// Whether its requests may be sent to other pools as well.
     pub fn has_others(&self) -> bool {
         !self.spill.to.is_empty() || self.shadow.is_some()
@@ -196,6 +204,32 @@ pub struct ShadowSettings {
     pub max_in_flight: usize,
     /// The largest body, in bytes.
     pub max_body: usize,
+}
+
+/// Where the endpoints of a pool come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoints {
+    /// The configuration.
+    Listed(Vec<balance::Settings>),
+    /// A source that is followed.
+    Found {
+        /// The source.
+        source: discovery::Source,
+        /// How it is followed.
+        how: Box<discovery::Settings>,
+        /// When probes change the state of what is found.
+        thresholds: balance::Thresholds,
+    },
+}
+
+impl Endpoints {
+    /// The source, if there is one.
+    pub fn source(&self) -> Option<&discovery::Source> {
+        match self {
+            Self::Listed(_) => None,
+            Self::Found { source, .. } => Some(source),
+        }
+    }
 }
 
 /// Probing of a pool.

@@ -18,11 +18,11 @@ use tower::retry::budget::TpsBudget;
 use super::fetch::Fetcher;
 use super::params::{Params, Place};
 use super::settings::{
-    ClientSettings, CorsSettings, MeterSettings, PoolSettings, QueueSettings, RetrySettings, Settings,
+    ClientSettings, CorsSettings, Endpoints, MeterSettings, PoolSettings, QueueSettings, RetrySettings, Settings,
 };
 use crate::admission::{self, Gate};
 use crate::auth::{self, Caller, Denied, KeyRing};
-use crate::balance::{Endpoint, Pool, now};
+use crate::balance::{Endpoint, Members, Pool, now};
 use crate::catalogue::{Body, Catalogue, Operation};
 use crate::failure::Failure;
 use crate::ids::{ApiName, OperationIndex, PoolIndex};
@@ -170,8 +170,8 @@ impl Snapshot {
 
     /// Looks up the endpoints that have no address yet. Blocks: for start and reload only; probes do it again.
     pub fn look_up(&self) {
-        for endpoint in self.pools.iter().flat_map(|pool| pool.pool.endpoints()) {
-            if endpoint.address().is_none() {
+        for pool in &self.pools {
+            for endpoint in pool.pool.endpoints().iter().filter(|endpoint| endpoint.address().is_none()) {
                 endpoint.resolved(resolve(&endpoint.settings().host, endpoint.settings().port));
             }
         }
@@ -208,15 +208,10 @@ impl PoolState {
 
     fn new(settings: PoolSettings, checks: Arc<HashMap<OperationIndex, Checks>>, previous: Option<&Snapshot>) -> Self {
         let before = previous.and_then(|s| s.pools.iter().find(|p| p.settings.name == settings.name));
-        let known = before.map(|p| p.pool.endpoints()).unwrap_or_default();
-        let endpoint = |wanted: &crate::balance::Settings| {
-            let kept = known.iter().find(|e| e.settings() == wanted).cloned();
-            kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), Vec::new())))
-        };
-        let endpoints = settings.endpoints.iter().map(endpoint).collect();
+        let members = members(&settings.endpoints, before);
         let pool = match before {
-            Some(before) => Pool::succeeding(&before.pool, endpoints, settings.balance.clone()),
-            None => Pool::new(endpoints, settings.balance.clone()),
+            Some(before) => Pool::succeeding(&before.pool, members, settings.balance.clone()),
+            None => Pool::new(members, settings.balance.clone()),
         };
         let QueueSettings { max, max_per_caller, .. } = settings.queue;
         let gate = match before {
@@ -257,6 +252,35 @@ impl PoolState {
         };
         state.resize();
         state
+    }
+}
+
+/// The endpoints that a pool begins with: those that are listed, or those that its source had brought so far.
+fn members(wanted: &Endpoints, before: Option<&PoolState>) -> Arc<Members> {
+    let known: Vec<Arc<Endpoint>> = before.map(|p| p.pool.endpoints().to_vec()).unwrap_or_default();
+    match wanted {
+        Endpoints::Listed(listed) => {
+            let endpoint = |wanted: &crate::balance::Settings| {
+                let kept = known.iter().find(|e| e.settings() == wanted).cloned();
+                kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), Vec::new())))
+            };
+            Arc::new(Members::new(listed.iter().map(endpoint).collect()))
+        }
+        Endpoints::Found { source, thresholds, .. } => {
+            let Some(before) = before.filter(|p| p.settings.endpoints.source() == Some(source)) else {
+                return Arc::new(Members::new(Vec::new()));
+            };
+            if before.settings.endpoints == *wanted {
+                return Arc::clone(before.pool.members());
+            }
+            let members = Members::new(known.clone());
+            let changed = known.iter().filter_map(|e| {
+                let settings = crate::balance::Settings { thresholds: *thresholds, ..e.settings().clone() };
+                Some((settings, e.address()?))
+            });
+            members.replace(changed);
+            Arc::new(members)
+        }
     }
 }
 

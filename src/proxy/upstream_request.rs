@@ -89,7 +89,7 @@ pub fn rewrite(
             request.insert_header(header::CONTENT_LENGTH, length)?;
         }
     }
-    request.insert_header(header::HOST, authority(state, lease))?;
+    request.insert_header(header::HOST, state.settings.authority(lease.endpoint().settings()))?;
     request.insert_header("x-request-id", ctx.request_id.as_str())?;
     if state.settings.scrape.as_ref().is_some_and(|scrape| scrape.in_answers) {
         request.insert_header("endpoint-load-metrics-format", "TEXT")?;
@@ -114,14 +114,5 @@ fn strip(request: &mut RequestHeader, operation: &Operation) {
     ]);
     for name in dropped {
         request.remove_header(&name);
-    }
-}
-
-/// Host, and port unless it is the scheme's own.
-fn authority(state: &PoolState, lease: &Lease) -> String {
-    let endpoint = lease.endpoint().settings();
-    match (state.settings.tls.is_some(), endpoint.port) {
-        (true, 443) | (false, 80) => endpoint.host.clone(),
-        (_, port) => format!("{}:{port}", endpoint.host),
     }
 }

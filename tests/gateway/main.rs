@@ -14,6 +14,7 @@ mod admin;
 mod balance;
 mod body;
 mod callers;
+mod discovery;
 mod endings;
 mod failure;
 mod hedge;

@@ -92,11 +92,13 @@ pub async fn simulator_with(kind: Kind, change: impl FnOnce(&mut Settings)) -> S
 }
 
 impl Setup {
-    /// Adds a pool: its name, its API, the rest of its YAML and its endpoints.
+    /// Adds a pool: its name, its API, the rest of its YAML and its endpoints, unless the YAML says where they are.
     pub fn pool(mut self, name: &str, api: &str, yaml: &str, urls: &[&str]) -> Self {
         self.pools += &format!("  - name: {name}\n    api: {api}\n");
         yaml.lines().for_each(|line| self.pools += &format!("    {line}\n"));
-        self.pools += "    endpoints:\n";
+        if !urls.is_empty() {
+            self.pools += "    endpoints:\n";
+        }
         urls.iter().for_each(|url| self.pools += &format!("      - url: {url}\n"));
         self
     }

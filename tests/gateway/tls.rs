@@ -26,7 +26,7 @@ pub fn certificate(directory: &Path, name: &str, host: &str) {
 }
 
 /// A backend's TLS front: terminates TLS and passes bytes on to a simulator.
-async fn tls_front(directory: &Path, name: &str, backend: std::net::SocketAddr) -> u16 {
+pub async fn tls_front(directory: &Path, name: &str, backend: std::net::SocketAddr) -> u16 {
     let chain =
         CertificateDer::pem_file_iter(directory.join(format!("{name}.crt"))).unwrap().map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_file(directory.join(format!("{name}.key"))).unwrap();

@@ -12,8 +12,8 @@ use crate::config::check::escaped;
 use crate::config::file;
 use crate::ids::PoolIndex;
 use crate::proxy::settings::{
-    HedgeSettings, PoolSettings, ProbeSettings, QueueSettings, RetrySettings, ScrapeSettings, ShadowSettings,
-    SpillSettings, Timeouts, TlsSettings,
+    Endpoints, HedgeSettings, PoolSettings, ProbeSettings, QueueSettings, RetrySettings, ScrapeSettings,
+    ShadowSettings, SpillSettings, Timeouts, TlsSettings,
 };
 use crate::{balance, route, schema, upstream};
 
@@ -278,14 +278,42 @@ impl Resolver<'_> {
         inject
     }
 
-    fn endpoints(&mut self, pointer: &str, pool: &file::Pool) -> (Vec<balance::Settings>, Option<bool>) {
+    /// Where the endpoints are, and whether they are https.
+    fn endpoints(&mut self, pointer: &str, pool: &file::Pool) -> (Endpoints, Option<bool>) {
         let thresholds = balance::Thresholds {
             unhealthy_after: pool.health.unhealthy_after,
             healthy_after: pool.health.healthy_after,
         };
+        let nothing = (Endpoints::Listed(Vec::new()), None);
+        match (&pool.endpoints, &pool.discovery) {
+            (Some(listed), None) => self.listed(pointer, listed, thresholds),
+            (None, Some(discovery)) => {
+                let found = self.discovery(&format!("{pointer}/discovery"), discovery);
+                let Some((source, how)) = found else { return nothing };
+                let https = discovery.scheme == file::Scheme::Https;
+                (Endpoints::Found { source, how: Box::new(how), thresholds }, Some(https))
+            }
+            (Some(_), Some(_)) => {
+                let reason = "the pool lists its endpoints; leave this out, or the key endpoints";
+                self.mistake(&format!("{pointer}/discovery"), reason);
+                nothing
+            }
+            (None, None) => {
+                self.mistake(pointer, "expected the key endpoints or the key discovery, found neither");
+                nothing
+            }
+        }
+    }
+
+    fn listed(
+        &mut self,
+        pointer: &str,
+        listed: &[file::Endpoint],
+        thresholds: balance::Thresholds,
+    ) -> (Endpoints, Option<bool>) {
         let mut https = None;
         let mut resolved: Vec<balance::Settings> = Vec::new();
-        for (at, endpoint) in pool.endpoints.iter().enumerate() {
+        for (at, endpoint) in listed.iter().enumerate() {
             let at = format!("{pointer}/endpoints/{at}/url");
             let Some((secure, host, port)) = host_and_port(&endpoint.url) else {
                 self.mistake(&at, "expected http://host[:port] or https://host[:port], without a path");
@@ -301,7 +329,7 @@ impl Resolver<'_> {
             }
             resolved.push(balance::Settings { name, host, port, thresholds });
         }
-        (resolved, https)
+        (Endpoints::Listed(resolved), https)
     }
 
     fn tls(&mut self, pointer: &str, pool: &file::Pool, https: Option<bool>) -> Option<TlsSettings> {
@@ -325,7 +353,7 @@ impl Resolver<'_> {
             self.mistake(&format!("{pointer}/tls/server_name"), "expected a host name, such as nim.example.com");
         }
         if pool.tls.server_name.is_none() {
-            for (at, _) in pool.endpoints.iter().enumerate().filter(|(_, e)| e.url.contains('[')) {
+            for (at, _) in pool.endpoints.iter().flatten().enumerate().filter(|(_, e)| e.url.contains('[')) {
                 let reason = "an https endpoint with an IPv6 address needs tls.server_name";
                 self.mistake(&format!("{pointer}/endpoints/{at}/url"), reason);
             }
