@@ -30,7 +30,7 @@ use self::clock::Clock;
 use self::counter::{Authority, Counter, Take};
 use self::limit::{Asked, Level, Limit, Metric, Unit};
 use self::price::{Price, Used};
-use self::usage::{Amounts, Ledger, Row};
+use self::usage::{Amounts, Ledger, Page};
 pub use self::window::Window;
 
 /// What holds while Redis is away.
@@ -103,26 +103,35 @@ pub struct Book {
     accounts: HashMap<CallerId, Arc<Account>>,
     /// Organisations and teams that have limits, apart from their keys.
     groups: HashMap<(String, Option<String>), Account>,
-    prices: Arc<[Price]>,
-    /// How much is reserved.
-    pub estimate: Estimate,
 }
 
 /// The limits that stand over one key.
 pub struct Account {
-    row: (Arc<str>, Arc<str>, Arc<str>),
     levels: [Arc<[Bound]>; 3],
+    terms: Arc<Terms>,
+    page: Arc<Page>,
+}
+
+/// What holds for all accounts.
+struct Terms {
+    prices: Arc<[Price]>,
+    estimate: Estimate,
 }
 
 /// One limit and its count.
-pub struct Bound {
-    /// Whose it is.
-    pub level: Level,
-    /// What it allows.
-    pub limit: Limit,
-    /// Its name in headers, such as `key-requests-second`.
-    pub name: Arc<str>,
+struct Bound {
     counter: Arc<Counter>,
+    rule: Arc<Rule>,
+}
+
+/// What a limit says; those who have the same limit share it.
+struct Rule {
+    level: Level,
+    limit: Limit,
+    /// Its name in headers, such as `key-requests-second`.
+    name: Arc<str>,
+    /// Whether it is for every request.
+    is_open: bool,
 }
 
 /// What a request may use at most.
@@ -165,10 +174,10 @@ pub struct Exceeded {
 }
 
 /// What a limit allows at this moment, for headers and the admin API.
-#[derive(Clone, Debug)]
-pub struct Standing {
+#[derive(Clone, Copy, Debug)]
+pub struct Standing<N = Arc<str>> {
     /// Its name.
-    pub name: Arc<str>,
+    pub name: N,
     /// Whose it is.
     pub level: Level,
     /// What it counts.
@@ -233,16 +242,16 @@ pub struct Limiter {
     stats: Stats,
 }
 
-/// Something taken from one counter.
-#[derive(Clone)]
+/// Something taken from one counter of an account.
+#[derive(Clone, Copy)]
 struct Charge {
-    counter: Arc<Counter>,
-    metric: Metric,
+    /// Which counter it is: the level, and the place among that level's bounds.
+    place: (u8, u8),
+    /// More should be asked for.
+    calls: bool,
     amount: u64,
     /// Start of the window that it was taken in.
     window: u64,
-    /// More should be asked for.
-    calls: bool,
 }
 
 impl Limiter {
@@ -278,30 +287,28 @@ impl Limiter {
     }
 
     /// Compiles settings. A limit that was there before, whatever its amount, goes on with what was used.
-    pub fn book(&self, settings: &Settings) -> Book {
+    pub fn book<'a>(&self, settings: &'a Settings) -> Book {
         let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let mut used = HashMap::with_capacity(registry.len());
-        let mut compile = |level: Level, org: &str, subject: &str, limits: &[Limit]| -> Arc<[Bound]> {
-            let mut names: HashMap<String, usize> = HashMap::new();
-            let bound = |limit: &Limit| {
+        let mut rules: HashMap<(Level, &Limit, usize), Arc<Rule>> = HashMap::new();
+        let mut compile = |level: Level, org: &str, subject: &str, limits: &'a [Limit]| -> Arc<[Bound]> {
+            let tag: Arc<str> = encoded(org).into();
+            let bound = |(at, limit): (usize, &'a Limit)| {
                 let word = limit.unit.map_or("now", Unit::word);
                 let id: Arc<str> = format!("{subject}:{}:{word}{}", limit.metric.word(), limit.filter).into();
-                let whole: Arc<str> = format!("{}:{id}", encoded(org)).into();
+                let whole: Arc<str> = format!("{tag}:{id}").into();
                 let known = used.get(&whole).or_else(|| registry.get(&whole)).cloned();
                 let counter =
-                    known.unwrap_or_else(|| Arc::new(Counter::new(id, encoded(org).into(), limit.unit, limit.amount)));
+                    known.unwrap_or_else(|| Arc::new(Counter::new(id, Arc::clone(&tag), limit.unit, limit.amount)));
                 counter.set_limit(limit.amount);
                 used.insert(whole, Arc::clone(&counter));
-                let mut name = format!("{}-{}", level.word(), limit.metric.word().replace('_', "-"));
-                if let Some(unit) = limit.unit {
-                    name = format!("{name}-{}", unit.word());
-                }
-                let count = names.entry(name.clone()).or_default();
-                *count += 1;
-                let name = if *count == 1 { name } else { format!("{name}-{count}") };
-                Bound { level, limit: limit.clone(), name: name.into(), counter }
+                let is_alike = |other: &&Limit| (other.metric, other.unit) == (limit.metric, limit.unit);
+                let before = limits[..at].iter().filter(is_alike).count();
+                let rule =
+                    rules.entry((level, limit, before)).or_insert_with(|| Arc::new(Rule::new(level, limit, before)));
+                Bound { counter, rule: Arc::clone(rule) }
             };
-            limits.iter().map(bound).collect()
+            limits.iter().enumerate().map(bound).collect()
         };
         let orgs: HashMap<&str, Arc<[Bound]>> =
             settings.orgs.iter().map(|(org, limits)| (org.as_str(), compile(Level::Org, org, "org", limits))).collect();
@@ -311,6 +318,7 @@ impl Limiter {
         });
         let teams: HashMap<(&str, &str), Arc<[Bound]>> = teams.collect();
         let none: Arc<[Bound]> = Arc::from([]);
+        let terms = Arc::new(Terms { prices: Arc::clone(&settings.prices), estimate: settings.estimate });
         let mut names: HashMap<&str, Arc<str>> = HashMap::new();
         let mut accounts = HashMap::with_capacity(settings.keys.len());
         for key in &settings.keys {
@@ -323,14 +331,14 @@ impl Limiter {
             let org = orgs.get(key.org.as_str()).unwrap_or(&none);
             let team = teams.get(&(key.org.as_str(), key.team.as_str())).unwrap_or(&none);
             let mut shared = |name| Arc::clone(names.entry(name).or_insert_with(|| Arc::from(name)));
-            let row = (shared(key.org.as_str()), shared(key.team.as_str()), Arc::from(key.id.as_str()));
+            let page = self.ledger.page([shared(&key.org), shared(&key.team), Arc::from(key.id.as_str())]);
             let levels = [Arc::clone(org), Arc::clone(team), own];
-            accounts.insert(key.id.clone(), Arc::new(Account { row, levels }));
+            accounts.insert(key.id.clone(), Arc::new(Account { levels, terms: Arc::clone(&terms), page }));
         }
-        let nobody: Arc<str> = Arc::from("");
         let group = |bounds: &Arc<[Bound]>| Account {
-            row: (Arc::clone(&nobody), Arc::clone(&nobody), Arc::clone(&nobody)),
             levels: [Arc::clone(bounds), Arc::clone(&none), Arc::clone(&none)],
+            terms: Arc::clone(&terms),
+            page: Arc::default(),
         };
         let of_orgs = orgs.iter().map(|(org, bounds)| (((*org).to_owned(), None), group(bounds)));
         let of_teams =
@@ -344,7 +352,7 @@ impl Limiter {
             }
         }
         *registry = used;
-        Book { accounts, groups, prices: Arc::clone(&settings.prices), estimate: settings.estimate }
+        Book { accounts, groups }
     }
 
     fn authority(&self) -> Authority {
@@ -394,7 +402,7 @@ impl Limiter {
     }
 
     /// Begins a request: charges the limits on requests that are for every request. Nothing of the body is known yet.
-    pub async fn begin(self: &Arc<Self>, book: &Book, account: &Arc<Account>) -> Result<Reservation, Refused> {
+    pub async fn begin(self: &Arc<Self>, account: &Arc<Account>) -> Result<Reservation, Refused> {
         if !self.is_started() && !account.levels.iter().all(|bounds| bounds.is_empty()) {
             let mut started = self.started.subscribe();
             let _ = tokio::time::timeout(LONGEST_START, started.wait_for(|is_started| *is_started)).await;
@@ -402,38 +410,33 @@ impl Limiter {
         let mut reservation = Reservation {
             limiter: Arc::clone(self),
             account: Arc::clone(account),
-            prices: Arc::clone(&book.prices),
-            estimate: book.estimate,
             fitting: 0,
-            charges: Vec::with_capacity(8),
+            charges: Vec::with_capacity(account.levels.iter().map(|bounds| bounds.len()).sum()),
+            taken: 0,
             model: None,
             most: Most::default(),
             used: Used::default(),
             is_counted: false,
             is_settled: false,
         };
-        let mut bounds = Vec::new();
-        for (at, bound) in account.bounds().enumerate().filter(|(_, bound)| bound.is_general()) {
-            reservation.fitting |= bit(at);
-            bounds.push((bound, 1));
-        }
-        reservation.charge(&bounds).await?;
+        reservation.claim(|rule| rule.is_general().then_some(1));
+        reservation.charge().await?;
         reservation.is_counted = true;
         Ok(reservation)
     }
 
     /// Takes all, or says at which place it failed.
-    async fn take(&self, charges: &mut [Charge]) -> Result<(), Denial> {
+    async fn take(&self, account: &Arc<Account>, charges: &mut [Charge]) -> Result<(), Denial> {
         let authority = self.authority();
         let now = self.clock.now();
-        match self.take_now(charges, now, authority) {
+        match self.take_now(account, charges, now, authority) {
             Ok(()) => {
                 let path = if matches!(authority, Authority::Away(..)) { &self.stats.away } else { &self.stats.local };
                 path.fetch_add(1, Ordering::Relaxed);
-                self.top_up(charges);
+                self.top_up(account, charges);
                 Ok(())
             }
-            Err((at, Take::Short)) => self.ask(charges, at).await,
+            Err((at, Take::Short)) => self.ask(account, charges, at).await,
             Err((at, _)) => {
                 let unknown = matches!(authority, Authority::Away(OnOutage::Deny, ..));
                 Err(if unknown { Denial::Unknown } else { Denial::At(at) })
@@ -441,19 +444,33 @@ impl Limiter {
         }
     }
 
-    fn take_now(&self, charges: &mut [Charge], now: u64, authority: Authority) -> Result<(), (usize, Take)> {
+    fn take_now(
+        &self,
+        account: &Account,
+        charges: &mut [Charge],
+        now: u64,
+        authority: Authority,
+    ) -> Result<(), (usize, Take)> {
         for at in 0..charges.len() {
             let charge = &mut charges[at];
-            match charge.counter.take_ahead(now, charge.amount, authority) {
+            let counter = account.counter(charge);
+            match counter.take_ahead(now, charge.amount, authority) {
                 (Take::Done(window), calls) => (charge.window, charge.calls) = (window, calls),
                 (failed, _) => {
-                    charges[..at].iter().for_each(Charge::give_back);
+                    charges[..at].iter().for_each(|charge| self.give_back(account, charge));
                     return Err((at, failed));
                 }
             }
-            self.list(&charges[at].counter);
+            self.list(counter);
         }
         Ok(())
+    }
+
+    /// Gives back what was charged. Where others wait for it, the courier is told.
+    fn give_back(&self, account: &Account, charge: &Charge) {
+        if let (true, Some(desk)) = (account.give_back(charge), &self.desk) {
+            let _ = desk.try_send(shared::Ask::Freed(Arc::clone(account.counter(charge))));
+        }
     }
 
     /// Notes that a counter is in use.
@@ -467,19 +484,19 @@ impl Limiter {
     }
 
     /// Asks for more before it is needed.
-    fn top_up(&self, charges: &[Charge]) {
+    fn top_up(&self, account: &Account, charges: &[Charge]) {
         let Some(desk) = &self.desk else { return };
         for charge in charges.iter().filter(|charge| charge.calls) {
-            let _ = desk.try_send(shared::Ask::TopUp(Arc::clone(&charge.counter)));
+            let _ = desk.try_send(shared::Ask::TopUp(Arc::clone(account.counter(charge))));
         }
     }
 
     /// Waits for Redis, but not longer than it may take.
-    async fn ask(&self, charges: &mut [Charge], at: usize) -> Result<(), Denial> {
+    async fn ask(&self, account: &Arc<Account>, charges: &mut [Charge], at: usize) -> Result<(), Denial> {
         let Some(desk) = &self.desk else { return Err(Denial::At(at)) };
         self.stats.waited.fetch_add(1, Ordering::Relaxed);
         let (reply, answered) = oneshot::channel();
-        let ask = shared::Ask::Take { charges: charges.to_vec(), reply };
+        let ask = shared::Ask::Take(shared::Waiting::new(account, charges, reply));
         if desk.try_send(ask).is_ok() {
             match tokio::time::timeout(self.budget, answered).await {
                 Ok(Ok(Ok(taken))) => {
@@ -493,51 +510,52 @@ impl Limiter {
                 Ok(Err(_)) | Err(_) => {}
             }
         }
-        self.decide_alone(charges)
+        self.decide_alone(account, charges)
     }
 
     /// Decides as while Redis is away.
-    fn decide_alone(&self, charges: &mut [Charge]) -> Result<(), Denial> {
+    fn decide_alone(&self, account: &Account, charges: &mut [Charge]) -> Result<(), Denial> {
         self.stats.away.fetch_add(1, Ordering::Relaxed);
-        match self.take_now(charges, self.clock.now(), self.away()) {
+        match self.take_now(account, charges, self.clock.now(), self.away()) {
             Ok(()) => Ok(()),
             Err((at, _)) => Err(if self.on_outage == OnOutage::Deny { Denial::Unknown } else { Denial::At(at) }),
         }
     }
 
-    fn refusal(&self, bounds: &[(&Bound, u64)], denial: Denial) -> Refused {
+    fn refusal(&self, account: &Account, charges: &[Charge], denial: Denial) -> Refused {
         let found = match denial {
-            Denial::At(at) => bounds.get(at),
+            Denial::At(at) => charges.get(at),
             Denial::Unknown => None,
         };
-        let Some((bound, asked)) = found else {
+        let Some(charge) = found else {
             self.stats.unknown.fetch_add(1, Ordering::Relaxed);
             return Refused::Unknown;
         };
-        let metric = bound.limit.metric;
+        let Bound { counter, rule } = account.bound(charge);
+        let Limit { metric, unit, .. } = rule.limit;
         let place = Metric::ALL.iter().position(|m| *m == metric).unwrap_or_default();
         self.stats.refused[place].fetch_add(1, Ordering::Relaxed);
-        let amount = bound.counter.limit();
         let now = self.clock.now();
-        let wait = match bound.limit.unit {
+        let (amount, _, window) = counter.standing(now, self.authority());
+        let wait = match unit {
             None => Duration::from_secs(1),
-            Some(_) => Duration::from_micros(bound.counter.remaining(now, self.authority()).1.end.saturating_sub(now)),
+            Some(_) => Duration::from_micros(window.end.saturating_sub(now)),
         };
         Refused::Exceeded(Exceeded {
-            level: bound.level,
-            name: Arc::clone(&bound.name),
+            level: rule.level,
+            name: Arc::clone(&rule.name),
             metric,
             amount,
-            unit: bound.limit.unit,
-            asked: *asked,
-            retry_after: (*asked <= amount).then_some(wait),
+            unit,
+            asked: charge.amount,
+            retry_after: (charge.amount <= amount).then_some(wait),
         })
     }
 
     /// How the limits of an account stand.
     pub fn standings(&self, account: &Account) -> Vec<Standing> {
         let (now, authority) = (self.clock.now(), self.authority());
-        account.bounds().map(|bound| bound.standing(now, authority)).collect()
+        account.bounds().map(|bound| bound.standing(now, authority).to_owned()).collect()
     }
 
     /// Usage that is kept here: all of it when this replica is the only one, what Redis was not told yet otherwise.
@@ -546,14 +564,11 @@ impl Limiter {
     }
 }
 
-impl Charge {
-    fn new(bound: &Bound, amount: u64) -> Self {
-        let metric = bound.limit.metric;
-        Self { counter: Arc::clone(&bound.counter), metric, amount, window: 0, calls: false }
-    }
-
-    fn give_back(&self) {
-        self.counter.give_back(self.window, self.amount);
+impl Standing<&Arc<str>> {
+    /// The same for keeping.
+    pub fn to_owned(self) -> Standing {
+        let Self { name, level, metric, unit, amount, remaining, window, reset } = self;
+        Standing { name: Arc::clone(name), level, metric, unit, amount, remaining, window, reset }
     }
 }
 
@@ -581,34 +596,59 @@ impl Book {
 impl Account {
     /// The limits, in the order of [`Limiter::standings`].
     pub fn limits(&self) -> impl Iterator<Item = &Limit> {
-        self.bounds().map(|bound| &bound.limit)
+        self.bounds().map(|bound| &bound.rule.limit)
     }
 
     fn bounds(&self) -> impl Iterator<Item = &Bound> {
         self.levels.iter().flat_map(|bounds| bounds.iter())
     }
+
+    fn bound(&self, charge: &Charge) -> &Bound {
+        let (level, at) = charge.place;
+        &self.levels[usize::from(level)][usize::from(at)]
+    }
+
+    fn counter(&self, charge: &Charge) -> &Arc<Counter> {
+        &self.bound(charge).counter
+    }
+
+    /// Gives back what was charged; `true` when others wait for it and the courier does not know.
+    fn give_back(&self, charge: &Charge) -> bool {
+        self.counter(charge).give_back(charge.window, charge.amount)
+    }
 }
 
 impl Bound {
-    /// Whether it counts requests of every kind, so that nothing of the body has to be known.
-    fn is_general(&self) -> bool {
-        self.limit.metric == Metric::Requests && self.limit.filter.is_open()
+    fn standing(&self, now: u64, authority: Authority) -> Standing<&Arc<str>> {
+        let (amount, remaining, window) = self.counter.standing(now, authority);
+        let Rule { level, limit: Limit { metric, unit, .. }, ref name, .. } = *self.rule;
+        let micros = |time: u64| if unit.is_none() { Duration::ZERO } else { Duration::from_micros(time) };
+        let (length, reset) = (micros(window.length()), micros(window.end.saturating_sub(now)));
+        Standing { name, level, metric, unit, amount, remaining, window: length, reset }
+    }
+}
+
+impl Rule {
+    /// A limit; there are so many before it of the same metric and unit.
+    fn new(level: Level, limit: &Limit, before: usize) -> Self {
+        let mut name = format!("{}-{}", level.word(), limit.metric.word().replace('_', "-"));
+        if let Some(unit) = limit.unit {
+            name = format!("{name}-{}", unit.word());
+        }
+        if before > 0 {
+            name = format!("{name}-{}", before + 1);
+        }
+        Self { level, limit: limit.clone(), name: name.into(), is_open: limit.filter.is_open() }
     }
 
-    fn standing(&self, now: u64, authority: Authority) -> Standing {
-        let (remaining, window) = self.counter.remaining(now, authority);
-        let is_held = self.limit.unit.is_none();
-        let micros = |time: u64| if is_held { Duration::ZERO } else { Duration::from_micros(time) };
-        Standing {
-            name: Arc::clone(&self.name),
-            level: self.level,
-            metric: self.limit.metric,
-            unit: self.limit.unit,
-            amount: self.counter.limit(),
-            remaining,
-            window: micros(window.length()),
-            reset: micros(window.end.saturating_sub(now)),
-        }
+    /// Whether it counts requests of every kind, so that nothing of the body has to be known.
+    fn is_general(&self) -> bool {
+        self.limit.metric == Metric::Requests && self.is_open
+    }
+
+    /// Whether answers tell how it stands.
+    fn is_told(&self) -> bool {
+        self.limit.metric == Metric::Requests || self.limit.metric.is_tokens()
     }
 }
 
@@ -616,11 +656,12 @@ impl Bound {
 pub struct Reservation {
     limiter: Arc<Limiter>,
     account: Arc<Account>,
-    prices: Arc<[Price]>,
-    estimate: Estimate,
     /// The bounds of the account that are for this request, as far as is known, one bit each.
     fitting: u128,
     charges: Vec<Charge>,
+    /// So many of the charges were taken: if this request is dropped while it waits for others, nothing that it did not
+    /// get is given back.
+    taken: usize,
     model: Option<ModelId>,
     most: Most,
     used: Used,
@@ -634,23 +675,19 @@ impl Reservation {
     pub async fn reserve(&mut self, asked: &Asked<'_>, most: Most) -> Result<(), Refused> {
         self.model = asked.model.cloned();
         self.most = most;
-        let account = Arc::clone(&self.account);
         let amount = self.amounts();
-        let mut bounds = Vec::new();
-        for (at, bound) in account.bounds().enumerate().filter(|(_, bound)| !bound.is_general()) {
-            if bound.limit.filter.is_open() || bound.limit.filter.fits(asked) {
-                self.fitting |= bit(at);
-                bounds.push((bound, amount(bound)));
-            }
-        }
-        self.charge(&bounds).await
+        self.claim(|rule| {
+            let fits = !rule.is_general() && (rule.is_open || rule.limit.filter.fits(asked));
+            fits.then(|| amount(rule.limit.metric))
+        });
+        self.charge().await
     }
 
-    /// What is charged to each bound: the most that the request may use.
-    fn amounts(&self) -> impl Fn(&Bound) -> u64 + use<> {
+    /// What is charged of each metric: the most that the request may use.
+    fn amounts(&self) -> impl Fn(Metric) -> u64 + use<> {
         let Most { input, output, video_seconds } = self.most;
         let cost = self.cost(&Used { input, output, video_seconds, answered: true });
-        move |bound| match bound.limit.metric {
+        move |metric| match metric {
             Metric::Requests | Metric::Concurrency => 1,
             Metric::InputTokens => input,
             Metric::OutputTokens => output,
@@ -662,61 +699,76 @@ impl Reservation {
     /// Goes on as another request would be charged: limits that are only for that one are charged now, those that are
     /// only for this one are given back. Nothing changes when one refuses.
     pub async fn moved(&mut self, asked: &Asked<'_>) -> Result<(), Refused> {
-        let account = Arc::clone(&self.account);
         let amount = self.amounts();
-        let (mut added, mut dropped, mut fitting) = (Vec::new(), Vec::new(), self.fitting);
-        for (at, bound) in account.bounds().enumerate().filter(|(_, bound)| !bound.limit.filter.is_open()) {
-            match (self.fitting & bit(at) != 0, bound.limit.filter.fits(asked)) {
-                (false, true) => added.push((bound, amount(bound))),
-                (true, false) => dropped.push(bound),
-                _ => continue,
-            }
-            fitting ^= bit(at);
-        }
-        let mut charges: Vec<Charge> = added.iter().map(|(bound, amount)| Charge::new(bound, *amount)).collect();
-        if !charges.is_empty() {
-            let taken = self.limiter.take(&mut charges).await;
-            taken.map_err(|denial| self.limiter.refusal(&added, denial))?;
-        }
-        for bound in dropped {
-            if let Some(at) = self.charges.iter().position(|charge| Arc::ptr_eq(&charge.counter, &bound.counter)) {
-                self.charges.swap_remove(at).give_back();
+        let (mut at, mut fitting, mut dropped) = (0, self.fitting, Vec::new());
+        for (level, bounds) in (0..).zip(&self.account.levels) {
+            for (place, Bound { rule, .. }) in (0..).zip(bounds.iter()) {
+                let fits = rule.is_open || rule.limit.filter.fits(asked);
+                if fits != (self.fitting & bit(at) != 0) {
+                    fitting ^= bit(at);
+                    if fits {
+                        let amount = amount(rule.limit.metric);
+                        self.charges.push(Charge { place: (level, place), calls: false, amount, window: 0 });
+                    } else {
+                        dropped.push((level, place));
+                    }
+                }
+                at += 1;
             }
         }
-        self.charges.append(&mut charges);
-        self.fitting = fitting;
+        let (_, added) = self.charges.split_at_mut(self.taken);
+        if !added.is_empty()
+            && let Err(denial) = self.limiter.take(&self.account, added).await
+        {
+            let refused = self.limiter.refusal(&self.account, added, denial);
+            self.charges.truncate(self.taken);
+            return Err(refused);
+        }
+        let is_dropped = |charge: &Charge| dropped.contains(&charge.place);
+        self.charges.iter().filter(|c| is_dropped(c)).for_each(|c| self.limiter.give_back(&self.account, c));
+        self.charges.retain(|charge| !is_dropped(charge));
+        (self.taken, self.fitting) = (self.charges.len(), fitting);
         Ok(())
     }
 
-    async fn charge(&mut self, bounds: &[(&Bound, u64)]) -> Result<(), Refused> {
-        if bounds.is_empty() {
-            return Ok(());
-        }
-        let first = self.charges.len();
-        self.charges.extend(bounds.iter().map(|(bound, amount)| Charge::new(bound, *amount)));
-        // Taken out meanwhile: if this request is dropped while it waits, nothing that it did not get is given back.
-        let mut asked = self.charges.split_off(first);
-        let taken = self.limiter.take(&mut asked).await;
-        match taken {
-            Ok(()) => {
-                self.charges.append(&mut asked);
-                Ok(())
-            }
-            Err(denial) => {
-                self.charges.drain(..).for_each(|charge| charge.give_back());
-                self.is_counted = false;
-                Err(self.limiter.refusal(bounds, denial))
+    /// Notes what is to be charged: so much, for those bounds that are for this request.
+    fn claim(&mut self, amount: impl Fn(&Rule) -> Option<u64>) {
+        let mut at = 0;
+        for (level, bounds) in (0..).zip(&self.account.levels) {
+            for (place, bound) in (0..).zip(bounds.iter()) {
+                if let Some(amount) = amount(&bound.rule) {
+                    self.fitting |= bit(at);
+                    self.charges.push(Charge { place: (level, place), calls: false, amount, window: 0 });
+                }
+                at += 1;
             }
         }
     }
 
+    /// Charges what was noted and not charged yet.
+    async fn charge(&mut self) -> Result<(), Refused> {
+        let (charged, asked) = self.charges.split_at_mut(self.taken);
+        if asked.is_empty() {
+            return Ok(());
+        }
+        if let Err(denial) = self.limiter.take(&self.account, asked).await {
+            let refused = self.limiter.refusal(&self.account, asked, denial);
+            charged.iter().for_each(|charge| self.limiter.give_back(&self.account, charge));
+            (self.taken, self.is_counted) = (0, false);
+            self.charges.clear();
+            return Err(refused);
+        }
+        self.taken = self.charges.len();
+        Ok(())
+    }
+
     fn cost(&self, used: &Used) -> u64 {
-        Price::of(&self.prices, self.model.as_ref()).map_or(0, |price| price.cost(used))
+        Price::of(&self.account.terms.prices, self.model.as_ref()).map_or(0, |price| price.cost(used))
     }
 
     /// How much is to be reserved for what.
     pub fn estimate(&self) -> Estimate {
-        self.estimate
+        self.account.terms.estimate
     }
 
     /// The most that it may use, as reserved.
@@ -745,12 +797,11 @@ impl Reservation {
     }
 
     /// How the limits on requests and tokens stand that are for this request: what answers tell.
-    pub fn standings(&self) -> Vec<Standing> {
+    pub fn standings(&self) -> impl Iterator<Item = Standing<&Arc<str>>> {
         let (now, authority) = (self.limiter.clock.now(), self.limiter.authority());
-        let is_told = |limit: &Limit| limit.metric == Metric::Requests || limit.metric.is_tokens();
         let fitting = self.account.bounds().enumerate().filter(|(at, _)| self.fitting & bit(*at) != 0);
-        let fitting = fitting.filter(|(_, bound)| is_told(&bound.limit));
-        fitting.map(|(_, bound)| bound.standing(now, authority)).collect()
+        let told = fitting.filter(|(_, bound)| bound.rule.is_told());
+        told.map(move |(_, bound)| bound.standing(now, authority))
     }
 
     /// Charges what was noted, and gives the rest back. Only the first call counts.
@@ -760,8 +811,9 @@ impl Reservation {
         }
         let now = self.limiter.clock.now();
         let cost = self.cost(&self.used);
-        for charge in self.charges.drain(..) {
-            let used = match charge.metric {
+        for charge in &self.charges[..self.taken] {
+            let bound = self.account.bound(charge);
+            let used = match bound.rule.limit.metric {
                 Metric::Requests => charge.amount,
                 Metric::Concurrency => 0,
                 Metric::InputTokens => self.used.input,
@@ -770,25 +822,19 @@ impl Reservation {
                 Metric::Spend => cost,
             };
             if used < charge.amount {
-                charge.counter.give_back(charge.window, charge.amount - used);
+                self.limiter.give_back(&self.account, &Charge { amount: charge.amount - used, ..*charge });
             } else if used > charge.amount {
-                charge.counter.overdraw(now, used - charge.amount);
+                bound.counter.overdraw(now, used - charge.amount);
             }
-            self.limiter.list(&charge.counter);
+            self.limiter.list(&bound.counter);
         }
         if !self.is_counted {
             return;
         }
-        let (org, team, key) = &self.account.row;
-        let row = Row {
-            org: Arc::clone(org),
-            team: Arc::clone(team),
-            key: Arc::clone(key),
-            model: self.model.as_ref().map_or_else(|| Arc::from(""), |m| Arc::from(m.as_str())),
-        };
+        let model = self.model.as_ref().map_or("", ModelId::as_str);
         let amounts =
             Amounts { requests: 1, input_tokens: self.used.input, output_tokens: self.used.output, spend: cost };
-        self.limiter.ledger.add(window::day(now), row, &amounts);
+        self.account.page.add(window::day(now), model, &amounts);
     }
 }
 

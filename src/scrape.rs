@@ -102,7 +102,7 @@ impl Scraper {
         let scheme = if self.pool.tls.is_some() { "https" } else { "http" };
         let uri = format!("{scheme}://{}{}", endpoint.name(), self.settings.path).parse::<Uri>();
         let mut request = Request::get(uri.map_err(|_| NoSignals::Unreachable)?);
-        request = request.header(header::HOST, probe::authority(endpoint, &self.pool));
+        request = request.header(header::HOST, self.pool.authority(endpoint.settings()));
         for (name, value) in &self.pool.inject {
             request = request.header(name, value.clone());
         }

@@ -339,7 +339,7 @@ async fn await_listeners(listeners: &[ListenerSettings]) {
 fn heed_hangup() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
-    signal(SignalKind::hangup())?;
+    drop(signal(SignalKind::hangup())?);
     Ok(())
 }
 

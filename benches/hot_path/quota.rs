@@ -109,7 +109,7 @@ impl Checked {
     async fn check(&self, at: usize) -> bool {
         let Some(account) = self.book.account(black_box(&self.ids[at % self.ids.len()])) else { return false };
         let asked = Asked { model: Some(&self.model), pool: &self.pool, api: "nim-llm", operation: "chat" };
-        let Ok(mut reservation) = self.limiter.begin(&self.book, account).await else { return false };
+        let Ok(mut reservation) = self.limiter.begin(account).await else { return false };
         let most = Most { input: 300, output: 256, video_seconds: 0.0 };
         if reservation.reserve(&asked, most).await.is_err() {
             return false;
@@ -140,6 +140,19 @@ fn check_local(bencher: Bencher<'_, '_>, limits: usize) {
 #[divan::bench(args = SIZES, min_time = 0.3)]
 fn check_local_among(bencher: Bencher<'_, '_>, size: Size) {
     local(bencher, 9, size);
+}
+
+/// What of that is the memory's at least: each key is looked up in its turn, and of its account nothing is read but how
+/// many limits it has. The next look-up waits for that, as the steps of a check wait for each other.
+#[divan::bench(args = SIZES, min_time = 0.3)]
+fn look_up_among(bencher: Bencher<'_, '_>, size: Size) {
+    let settings = settings(9, size);
+    let checked = Checked::new(Arc::new(Limiter::local()), &settings, settings.keys.len());
+    let mut at = 0;
+    bencher.bench_local(|| {
+        let account = checked.book.account(black_box(&checked.ids[at % checked.ids.len()]));
+        at += account.map_or(0, |account| account.limits().count() / 9);
+    });
 }
 
 /// A replica that shares through Redis.

@@ -189,7 +189,7 @@ pub async fn reserve(limiter: &Arc<Limiter>, book: &Book) -> Result<Result<Reser
     let account = book.account(&KEY.into()).context("the account")?;
     let (pool, model) = (PoolName::from("chat"), ModelId::from("model"));
     let asked = Asked { model: Some(&model), pool: &pool, api: "nim-llm", operation: "create_chat_completion" };
-    let mut reservation = match limiter.begin(book, account).await {
+    let mut reservation = match limiter.begin(account).await {
         Ok(reservation) => reservation,
         Err(refused) => return Ok(Err(refused)),
     };

@@ -24,7 +24,7 @@ const LONGEST_WAIT: u64 = 60;
 /// Charges the limits on requests, before anything of the body is read.
 pub async fn begin(ctx: &mut RequestContext, book: &Book, caller: &CallerId) -> Result<(), Failure> {
     let Some(account) = book.account(caller) else { return Err(Failure::Internal("a key without an account".into())) };
-    let begun = ctx.limiter.begin(book, account).await;
+    let begun = ctx.limiter.begin(account).await;
     match begun {
         Ok(reservation) => {
             ctx.reservation = Some(reservation);
@@ -66,7 +66,7 @@ pub async fn reserve(
     let asked = Asked { model, pool: &pool, api: operation.api.as_str(), operation: &operation.id };
     let reserved = reservation.reserve(&asked, most).await;
     reserved.map_err(|refused| {
-        ctx.standings = reservation.standings();
+        ctx.standings = reservation.standings().map(Standing::to_owned).collect();
         refused.into()
     })
 }
@@ -135,43 +135,64 @@ fn used(ctx: &RequestContext) -> Option<(Used, bool)> {
 
 /// Writes into an answer how the caller's limits stand.
 pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()> {
-    let read = ctx.reservation.as_ref().map(Reservation::standings);
-    let standings = read.filter(|s| !s.is_empty());
-    let standings = standings.as_ref().unwrap_or(&ctx.standings);
-    let shown = |s: &&Standing| s.unit.is_some() && (s.metric == Metric::Requests || s.metric.is_tokens());
-    let mut list = standings.iter().filter(shown).peekable();
-    if list.peek().is_none() {
-        return Ok(());
+    let mut told = Told::default();
+    match &ctx.reservation {
+        Some(reservation) if ctx.standings.is_empty() => reservation.standings().for_each(|s| told.add(&s)),
+        _ => ctx.standings.iter().for_each(|s| told.add(s)),
     }
-    // On every answer, and as long as there are limits: written without the formatter.
-    let (mut policies, mut states) = (String::with_capacity(512), String::with_capacity(512));
-    let mut tightest: [Option<&Standing>; 2] = [None, None];
-    for standing in list {
-        let Standing { name, amount, remaining, .. } = standing;
-        let (window, reset) = (standing.window.as_secs(), ceiling(standing.reset));
-        write_item(&mut policies, name, [(";q=", *amount), (";w=", window)]);
-        if standing.metric.is_tokens() {
-            policies += ";qu=\"tokens\"";
+    told.write(header)
+}
+
+/// What an answer tells of limits. Written on every answer as long as there are any, so without the formatter.
+#[derive(Default)]
+struct Told {
+    policies: String,
+    states: String,
+    /// Of requests and of tokens: amount, and what is left and for how long where least is left.
+    tightest: [Option<(u64, (u64, Duration))>; 2],
+}
+
+impl Told {
+    fn add<N: AsRef<str>>(&mut self, standing: &Standing<N>) {
+        let Standing { amount, remaining, reset, metric, .. } = *standing;
+        let is_tokens = metric.is_tokens();
+        if standing.unit.is_none() || metric != Metric::Requests && !is_tokens {
+            return;
         }
-        write_item(&mut states, name, [(";r=", *remaining), (";t=", reset)]);
-        let place = &mut tightest[usize::from(standing.metric.is_tokens())];
-        if place.is_none_or(|held| (*remaining, held.reset) < (held.remaining, standing.reset)) {
-            *place = Some(standing);
+        if self.policies.is_empty() {
+            self.policies.reserve(ROOM);
+            self.states.reserve(ROOM);
+        }
+        let name = standing.name.as_ref();
+        write_item(&mut self.policies, name, [(";q=", amount), (";w=", standing.window.as_secs())]);
+        if is_tokens {
+            self.policies += ";qu=\"tokens\"";
+        }
+        write_item(&mut self.states, name, [(";r=", remaining), (";t=", ceiling(reset))]);
+        let tightest = &mut self.tightest[usize::from(is_tokens)];
+        if tightest.is_none_or(|(_, least)| (remaining, reset) < least) {
+            *tightest = Some((amount, (remaining, reset)));
         }
     }
-    header.insert_header("ratelimit-policy", policies)?;
-    header.insert_header("ratelimit", states)?;
-    let names = [
-        ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
-        ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
-    ];
-    for ([limit, remaining, reset], standing) in names.into_iter().zip(tightest) {
-        let Some(standing) = standing else { continue };
-        header.insert_header(limit, standing.amount)?;
-        header.insert_header(remaining, standing.remaining)?;
-        header.insert_header(reset, duration(standing.reset))?;
+
+    fn write(self, header: &mut ResponseHeader) -> Result<()> {
+        if self.policies.is_empty() {
+            return Ok(());
+        }
+        header.insert_header("ratelimit-policy", self.policies)?;
+        header.insert_header("ratelimit", self.states)?;
+        let names = [
+            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+            ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
+        ];
+        for ([limit, remaining, reset], tightest) in names.into_iter().zip(self.tightest) {
+            let Some((amount, (left, time))) = tightest else { continue };
+            header.insert_header(limit, amount)?;
+            header.insert_header(remaining, left)?;
+            header.insert_header(reset, duration(time))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Tells a refused caller when to come back, or not to.
@@ -185,6 +206,9 @@ pub fn advise(header: &mut ResponseHeader, exceeded: &Exceeded) -> Result<()> {
 /// The largest number that a structured field may have (RFC 9651, 3.3.1).
 const LARGEST_NUMBER: u64 = 999_999_999_999_999;
 
+/// Bytes for the items of about a dozen limits.
+const ROOM: usize = 800;
+
 /// Appends an item to a structured list.
 fn write_item(list: &mut String, name: &str, parameters: [(&str, u64); 2]) {
     *list += if list.is_empty() { "\"" } else { ", \"" };
@@ -192,33 +216,46 @@ fn write_item(list: &mut String, name: &str, parameters: [(&str, u64); 2]) {
     list.push('"');
     for (parameter, value) in parameters {
         *list += parameter;
-        let value = value.min(LARGEST_NUMBER);
-        let mut unit = 1;
-        while value / unit > 9 {
-            unit *= 10;
-        }
-        while unit > 0 {
-            list.push(char::from(b'0' + (value / unit % 10) as u8));
-            unit /= 10;
-        }
+        write_number(list, value.min(LARGEST_NUMBER));
     }
 }
 
+/// Appends a number. Dividing by ten is cheap; by a power of ten that is not known beforehand it is not.
+fn write_number(text: &mut String, mut number: u64) {
+    let (mut digits, mut at) = ([b'0'; 20], 20);
+    while number > 0 || at == 20 {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    *text += str::from_utf8(&digits[at..]).unwrap_or_default();
+}
+
+/// A time in whole seconds, rounded up.
 pub fn ceiling(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// A time as OpenAI writes it: `250ms`, `1s`, `6m0s`, `1h0m5s`.
 fn duration(time: Duration) -> String {
-    if time < Duration::from_secs(1) {
-        return format!("{}ms", time.as_millis());
-    }
+    let mut text = String::with_capacity(16);
+    let mut write = |number: u64, unit: &str| {
+        write_number(&mut text, number);
+        text += unit;
+    };
     let seconds = ceiling(time);
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s}s"),
-        (0, m, s) => format!("{m}m{s}s"),
-        (h, m, s) => format!("{h}h{m}m{s}s"),
+    if time < Duration::from_secs(1) {
+        write(time.subsec_millis().into(), "ms");
+        return text;
     }
+    if seconds >= 3600 {
+        write(seconds / 3600, "h");
+    }
+    if seconds >= 60 {
+        write(seconds / 60 % 60, "m");
+    }
+    write(seconds % 60, "s");
+    text
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! What Redis has granted is an absolute number for the window: the replica may use so much and no more. Reports are
 //! absolute too, so a lost reply, a repeated one and a Redis that lost its data are all mended by the next report.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::OnOutage;
@@ -38,38 +38,48 @@ pub(super) enum Take {
     Refused,
 }
 
-/// One count of one limit.
+/// One count of one limit. What each check touches comes first and fits a line of the processor's cache: thousands of
+/// counters are checked in no order, and threads that share one pass its lines to and fro.
+#[repr(C, align(64))]
 pub(super) struct Counter {
+    state: Mutex<State>,
+    /// Whether it stands in the list of counters in use.
+    pub(super) is_listed: AtomicBool,
+    /// The window's unit; none when it is held, not counted.
+    pub(super) unit: Option<Unit>,
     /// Names it in Redis and in the state file, without its window.
     pub(super) id: Arc<str>,
     /// The organisation, percent-encoded: its counters share a slot of Redis Cluster.
     pub(super) tag: Arc<str>,
-    /// The window's unit; none when it is held, not counted.
-    pub(super) unit: Option<Unit>,
-    /// The amount; a changed limit changes it in place.
-    pub(super) limit: AtomicU64,
-    /// Whether it stands in the list of counters in use.
-    pub(super) is_listed: AtomicBool,
-    state: Mutex<State>,
 }
 
+/// All that the only replica touches comes before `left`; a lock of eight bytes stands before it.
+const _: () = assert!(std::mem::offset_of!(State, left) + size_of::<Mutex<()>>() <= 64);
+
+#[repr(C)]
 struct State {
     window: Window,
+    /// The amount; a changed limit changes it in place.
+    limit: u64,
     /// Used by this replica in this window; of what is held, at this moment.
     taken: u64,
     /// Granted to this replica in this window.
     granted: u64,
-    /// What nobody had been granted, by Redis's last reply.
-    left: u64,
     /// When Redis replied; 0 for not in this window.
     looked: u64,
+    /// When something was taken last.
+    used: u64,
+    /// What nobody had been granted, by Redis's last reply.
+    left: u64,
     demand: Demand,
     /// When the last report was answered.
     reported: u64,
     /// When more was called for before it was needed; 0 once it came.
     called: u64,
-    /// When something was taken last.
-    used: u64,
+    /// Whether others were refused a moment ago, by Redis's last reply.
+    is_wanted: bool,
+    /// Whether the courier knows that places came free.
+    is_told: bool,
 }
 
 /// How much is taken within [`HORIZON`]. What a lease should last for follows from it, so it outlives reports and windows.
@@ -96,31 +106,32 @@ pub(super) struct Report {
     pub(super) extra: u64,
 }
 
+/// What Redis says to a report.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reply {
+    /// Granted on top.
+    pub(super) more: u64,
+    /// What nobody was granted.
+    pub(super) left: u64,
+    /// Whether others were refused a moment ago.
+    pub(super) is_wanted: bool,
+}
+
 impl Counter {
     pub(super) fn new(id: Arc<str>, tag: Arc<str>, unit: Option<Unit>, limit: u64) -> Self {
-        let state = State {
-            window: if unit.is_none() { Window::ALWAYS } else { Window { start: 0, end: 0 } },
-            taken: 0,
-            granted: 0,
-            left: 0,
-            looked: 0,
-            demand: Demand::default(),
-            reported: 0,
-            called: 0,
-            used: 0,
-        };
-        let limit = AtomicU64::new(limit);
-        Self { id, tag, unit, limit, is_listed: AtomicBool::new(false), state: Mutex::new(state) }
+        let window = if unit.is_none() { Window::ALWAYS } else { Window { start: 0, end: 0 } };
+        let state = Mutex::new(State::new(window, limit));
+        Self { state, is_listed: AtomicBool::new(false), unit, id, tag }
     }
 
     pub(super) fn limit(&self) -> u64 {
-        self.limit.load(Ordering::Relaxed)
+        self.state().limit
     }
 
     /// Changes the amount. What nobody was granted changes by as much.
     pub(super) fn set_limit(&self, limit: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.limit.swap(limit, Ordering::Relaxed);
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.limit, limit);
         state.left =
             state.left.saturating_add(limit.saturating_sub(before)).saturating_sub(before.saturating_sub(limit));
     }
@@ -132,38 +143,40 @@ impl Counter {
 
     /// Takes in that so much was granted to all replicas together, in the window that started at `window`.
     pub(super) fn seen(&self, now: u64, window: u64, granted: u64) {
-        let limit = self.limit();
         let mut state = self.at(now);
         if state.window.start != window {
             return;
         }
-        state.left = limit.saturating_sub(granted.max(state.granted));
+        state.left = state.limit.saturating_sub(granted.max(state.granted));
         state.looked = now.max(1);
     }
 
     fn at(&self, now: u64) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         // A time that was read before the window began is no reason to begin an earlier one.
         let is_late = now < state.window.start && state.window.start - now < LATE;
         if !state.window.holds(now) && !is_late {
-            let (window, demand) = (Window::of(self.unit, now), state.demand);
-            *state =
-                State { window, taken: 0, granted: 0, left: 0, looked: 0, demand, reported: now, called: 0, used: 0 };
+            let new = State::new(Window::of(self.unit, now), state.limit);
+            *state = State { demand: state.demand, reported: now, ..new };
         }
         state
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes `amount` if it may.
     #[cfg(test)]
     pub(super) fn take(&self, now: u64, amount: u64, authority: Authority) -> Take {
-        self.at(now).take(self.limit(), now, amount, authority)
+        self.at(now).take(now, amount, authority)
     }
 
     /// The same, and says whether more should be asked for before somebody waits for it: to the first who finds that the
     /// lease runs low, until the reply is there.
     pub(super) fn take_ahead(&self, now: u64, amount: u64, authority: Authority) -> (Take, bool) {
         let mut state = self.at(now);
-        let take = state.take(self.limit(), now, amount, authority);
+        let take = state.take(now, amount, authority);
         let calls = matches!((take, authority), (Take::Done(_), Authority::Shared))
             && self.unit.is_some()
             && state.calls_for_more(now);
@@ -181,12 +194,21 @@ impl Counter {
         self.at(now).calls_for_more(now)
     }
 
-    /// Gives back what was taken in the window that started at `window`.
-    pub(super) fn give_back(&self, window: u64, amount: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Gives back what was taken in the window that started at `window`. `true` when others were refused for want of it
+    /// and the courier does not know yet that something came free.
+    pub(super) fn give_back(&self, window: u64, amount: u64) -> bool {
+        let mut state = self.state();
         if state.window.start == window {
             state.taken = state.taken.saturating_sub(amount);
         }
+        state.is_wanted && !std::mem::replace(&mut state.is_told, true)
+    }
+
+    /// Whether something is free that others wait for, after this replica's own requests had their chance.
+    pub(super) fn is_free(&self) -> bool {
+        let mut state = self.state();
+        state.is_told = false;
+        state.is_wanted && state.granted > state.taken
     }
 
     /// Takes what has been used already, whether or not it was left.
@@ -196,27 +218,27 @@ impl Counter {
         state.used = now;
     }
 
-    /// What is left of the limit, as far as is known here, and the window.
-    pub(super) fn remaining(&self, now: u64, authority: Authority) -> (u64, Window) {
-        let limit = self.limit();
+    /// The limit, what is left of it as far as is known here, and the window.
+    pub(super) fn standing(&self, now: u64, authority: Authority) -> (u64, u64, Window) {
         let state = self.at(now);
         let left = match authority {
             Authority::Shared | Authority::Away(..) if state.looked > 0 => {
-                (state.left + state.granted).saturating_sub(state.taken).min(limit)
+                (state.left + state.granted).saturating_sub(state.taken).min(state.limit)
             }
-            _ => limit.saturating_sub(state.taken),
+            _ => state.limit.saturating_sub(state.taken),
         };
-        (left, state.window)
+        (state.limit, left, state.window)
     }
 
     /// Prepares a report. `want` is what waiting requests need, `least` the least of them. A lease that nobody uses is
     /// given back; all of it when `is_final`.
     pub(super) fn report(&self, now: u64, want: u64, least: u64, is_final: bool) -> Report {
         let mut state = self.at(now);
+        state.is_told = false;
         state.granted = state.granted.max(state.taken);
         let spare = state.granted - state.taken;
         let soon = state.demand.at(now);
-        let idle = is_final || now.saturating_sub(state.used) > 2 * HORIZON || state.is_wanted(self.unit);
+        let idle = is_final || now.saturating_sub(state.used) > 2 * HORIZON || state.is_scarce(self.unit);
         let keep = match want {
             0 if idle => 0,
             0 => spare.min(soon.saturating_mul(2)),
@@ -235,14 +257,15 @@ impl Counter {
         }
     }
 
-    /// Takes in the reply to a report: what was granted on top, and what nobody has.
-    pub(super) fn granted(&self, report: &Report, now: u64, more: u64, left: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Takes in the reply to a report.
+    pub(super) fn granted(&self, report: &Report, now: u64, reply: Reply) {
+        let Reply { more, left, is_wanted } = reply;
+        let mut state = self.state();
         if state.window.start != report.window.start {
             return;
         }
         state.granted = state.granted.saturating_add(more);
-        state.left = left;
+        (state.left, state.is_wanted) = (left, is_wanted);
         state.looked = now.max(1);
         state.reported = now;
         state.called = 0;
@@ -256,8 +279,8 @@ impl Counter {
         }
         let spare = state.granted.saturating_sub(state.taken);
         let idle = spare > 0 && now.saturating_sub(state.used) > 2 * HORIZON;
-        let surplus = spare.saturating_sub(state.demand.at(now).saturating_mul(2)) > self.limit() / 50;
-        let wanted = spare > 0 && state.is_wanted(self.unit);
+        let surplus = spare.saturating_sub(state.demand.at(now).saturating_mul(2)) > state.limit / 50;
+        let wanted = spare > 0 && state.is_scarce(self.unit);
         let silent = self.unit.is_none() && now.saturating_sub(state.reported) > silence;
         idle || surplus || wanted || silent || state.taken > state.granted
     }
@@ -294,15 +317,35 @@ impl Counter {
 const BELIEF: [u64; 3] = [10_000, 50_000, 250_000];
 
 impl State {
-    fn take(&mut self, limit: u64, now: u64, amount: u64, authority: Authority) -> Take {
-        if self.taken.saturating_add(amount) <= self.allowed(now, limit, authority) {
+    fn new(window: Window, limit: u64) -> Self {
+        Self {
+            window,
+            limit,
+            taken: 0,
+            granted: 0,
+            looked: 0,
+            used: 0,
+            left: 0,
+            demand: Demand::default(),
+            reported: 0,
+            called: 0,
+            is_wanted: false,
+            is_told: false,
+        }
+    }
+
+    fn take(&mut self, now: u64, amount: u64, authority: Authority) -> Take {
+        if self.taken.saturating_add(amount) <= self.allowed(now, authority) {
             self.taken += amount;
-            self.demand.add(now, amount);
-            self.used = now;
+            // Nobody leases anything to the only replica.
+            if authority != Authority::Local {
+                self.demand.add(now, amount);
+                self.used = now;
+            }
             return Take::Done(self.window.start);
         }
         match authority {
-            Authority::Shared if amount <= limit && !self.is_known_short(now, amount) => Take::Short,
+            Authority::Shared if amount <= self.limit && !self.is_known_short(now, amount) => Take::Short,
             _ => Take::Refused,
         }
     }
@@ -316,7 +359,8 @@ impl State {
     }
 
     /// How much may be taken in all.
-    fn allowed(&self, now: u64, limit: u64, authority: Authority) -> u64 {
+    fn allowed(&self, now: u64, authority: Authority) -> u64 {
+        let limit = self.limit;
         match authority {
             Authority::Local => limit,
             Authority::Shared | Authority::Away(OnOutage::Deny, ..) => self.granted.min(limit),
@@ -346,8 +390,8 @@ impl State {
     }
 
     /// Whether others may be refused for places that stay empty here.
-    fn is_wanted(&self, unit: Option<Unit>) -> bool {
-        unit.is_none() && self.left == 0
+    fn is_scarce(&self, unit: Option<Unit>) -> bool {
+        unit.is_none() && (self.left == 0 || self.is_wanted)
     }
 
     /// Whether what is left of the lease lasts for less than half of what one should.

@@ -4,8 +4,11 @@
 -- ARGV: replica, sequence number, born as the replica knows it (0 for not at all), settling time, number of replicas;
 --       then per counter: kind (w window, h held), limit, granted so far, wanted, least of use, welcome beyond,
 --       and for a window its start and end, for what is held 0 and the time it is held. Times are microseconds.
--- Returns: status (0 good, 1 settling, 2 out of order), time, born; then per counter: granted on top, left for others;
---          or -1 and the time until the window begins.
+-- Returns: status (0 good, 1 settling, 2 out of order), time, born; then per counter: granted on top, left for others,
+--          1 if anybody was refused a place a moment ago; or -1, the time until the window begins, 0.
+--
+-- Where somebody was refused a place, `wanted` stands among the replicas for a while: those who have one to spare give it
+-- back at once.
 --
 -- A window's hash holds `s`, the sum over replicas, and one field per replica. What a replica states is absolute, so
 -- saying it twice changes nothing, and saying it to a server that lost its data restores it.
@@ -14,6 +17,7 @@ local settle, replicas = tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local text = function(number) return string.format('%.0f', number) end
+local want_lasts = 1000000
 
 local last = tonumber(redis.call('HGET', KEYS[2], replica) or '0') or 0
 if sequence <= last then
@@ -37,11 +41,13 @@ for i = 3, #KEYS do
     if kind == 'w' and now < first then
         reply[#reply + 1] = -1
         reply[#reply + 1] = first - now
+        reply[#reply + 1] = 0
     elseif kind == 'w' and now >= finish then
         reply[#reply + 1] = -1
         reply[#reply + 1] = 0
+        reply[#reply + 1] = 0
     else
-        local sum = 0
+        local sum, wanted = 0, 0
         if kind == 'w' then
             local old = tonumber(redis.call('HGET', key, replica) or '0') or 0
             sum = (tonumber(redis.call('HGET', key, 's') or '0') or 0) + granted - old
@@ -51,6 +57,8 @@ for i = 3, #KEYS do
                 local count, ends = string.match(fields[f + 1], '^(%d+) (%d+)$')
                 if not ends or tonumber(ends) <= now then
                     redis.call('HDEL', key, fields[f])
+                elseif fields[f] == 'wanted' then
+                    wanted = 1
                 elseif fields[f] ~= replica then
                     sum = sum + tonumber(count)
                 end
@@ -83,13 +91,18 @@ for i = 3, #KEYS do
         else
             if granted + more > 0 then
                 redis.call('HSET', key, replica, text(granted + more) .. ' ' .. text(now + finish))
-                redis.call('PEXPIRE', key, math.floor(finish / 1000) * 2)
             else
                 redis.call('HDEL', key, replica)
             end
+            if status == 0 and more < want then
+                wanted = 1
+                redis.call('HSET', key, 'wanted', '0 ' .. text(now + want_lasts))
+            end
+            redis.call('PEXPIRE', key, math.floor(finish / 1000) * 2)
         end
         reply[#reply + 1] = more
         reply[#reply + 1] = left - more
+        reply[#reply + 1] = wanted
     end
 end
 return reply

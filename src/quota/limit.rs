@@ -187,7 +187,7 @@ impl fmt::Display for Filter {
 }
 
 /// One limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limit {
     /// What is counted.
     pub metric: Metric,

@@ -16,9 +16,9 @@ use redis::{RedisResult, Script};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::counter::{Authority, Counter, Report, Take};
+use super::counter::{Authority, Counter, Reply, Report, Take};
 use super::usage::{Amounts, Row, Table};
-use super::{AWAY, Charge, Denial, Limiter, OnOutage, SHARED};
+use super::{AWAY, Account, Charge, Denial, Limiter, OnOutage, SHARED};
 use crate::store::{self, Link, Store};
 
 static LEASE: LazyLock<Script> =
@@ -47,30 +47,71 @@ pub struct Settings {
 /// What requests leave for the courier.
 pub(super) enum Ask {
     /// Take all of these, or say which one can not be.
-    Take { charges: Vec<Charge>, reply: oneshot::Sender<Result<Taken, Denial>> },
+    Take(Waiting),
     /// A lease runs low.
     TopUp(Arc<Counter>),
+    /// Places came free that others wait for.
+    Freed(Arc<Counter>),
+}
+
+/// Charges that a request waits for.
+pub(super) struct Waiting {
+    account: Arc<Account>,
+    charges: Vec<Charge>,
+    reply: oneshot::Sender<Result<Taken, Denial>>,
+    attempts: u32,
+}
+
+impl Waiting {
+    pub(super) fn new(
+        account: &Arc<Account>,
+        charges: &[Charge],
+        reply: oneshot::Sender<Result<Taken, Denial>>,
+    ) -> Self {
+        Self { account: Arc::clone(account), charges: charges.to_vec(), reply, attempts: 0 }
+    }
+
+    fn counters(&self) -> impl Iterator<Item = (&Arc<Counter>, &Charge)> {
+        self.charges.iter().map(|charge| (self.account.counter(charge), charge))
+    }
+
+    fn grant(self) {
+        drop(self.reply.send(Ok(Taken { account: self.account, charges: self.charges })));
+    }
+
+    fn refuse(self, denial: Denial) {
+        drop(self.reply.send(Err(denial)));
+    }
 }
 
 /// Charges taken for a request that waits; given back when it does not wait any more.
-pub(super) struct Taken(Vec<Charge>);
+pub(super) struct Taken {
+    account: Arc<Account>,
+    charges: Vec<Charge>,
+}
 
 impl Taken {
     pub(super) fn keep(mut self) -> Vec<Charge> {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.charges)
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.0.iter().for_each(Charge::give_back);
+        // Who else wants them learns of them when leases are looked over.
+        for charge in &self.charges {
+            let _ = self.account.give_back(charge);
+        }
     }
 }
 
 /// Asks that wait at most; further ones are decided as while Redis is away.
 const QUEUE: usize = 16_384;
-/// How often leases are looked over: places that come free at one replica are empty for so long at most.
+/// How often leases are looked over.
 const TICK: Duration = Duration::from_millis(20);
+/// For how long a replica's own requests may take a place that came free, before it goes to others who were refused.
+/// It also bounds the round trips that tell of such places.
+const GRACE: Duration = Duration::from_millis(2);
 /// How often a replica shows itself, and learns the time.
 const PRESENCE_EVERY: Duration = Duration::from_millis(250);
 /// A replica that was silent for so long is not counted.
@@ -102,6 +143,8 @@ pub fn limiter(settings: Settings, store: Store) -> (Arc<Limiter>, Courier) {
         replica,
         asks,
         desks: HashMap::new(),
+        freed: Reports::default(),
+        freed_until: None,
         link: 0,
         presence: Presence::default(),
         slow: 0,
@@ -120,6 +163,10 @@ pub struct Courier {
     asks: mpsc::Receiver<Ask>,
     /// By organisation.
     desks: HashMap<Arc<str>, Desk>,
+    /// Counters of which places came free that others wait for.
+    freed: Reports,
+    /// When those go to others.
+    freed_until: Option<tokio::time::Instant>,
     /// The connection that is used.
     link: u64,
     presence: Presence,
@@ -199,12 +246,6 @@ impl Reports {
 /// A row of usage of a day.
 type Entry = (NaiveDate, Row, Amounts);
 
-struct Waiting {
-    charges: Vec<Charge>,
-    reply: oneshot::Sender<Result<Taken, Denial>>,
-    attempts: u32,
-}
-
 /// A round trip that has ended.
 enum Done {
     Lease(Box<Trip>),
@@ -231,6 +272,7 @@ impl Courier {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flushed = Instant::now();
         loop {
+            let freed_until = self.freed_until;
             tokio::select! {
                 biased;
                 Some(done) = trips.next() => self.done(done, &mut trips),
@@ -241,6 +283,7 @@ impl Courier {
                         self.ask(ask, &mut trips);
                     }
                 }
+                () = until(freed_until) => self.pass_on(&mut trips),
                 _ = tick.tick() => {
                     self.look_over(&mut trips);
                     if flushed.elapsed() >= self.settings.flush {
@@ -255,17 +298,36 @@ impl Courier {
     }
 
     fn ask(&mut self, ask: Ask, trips: &mut Trips) {
-        let tag = match &ask {
-            Ask::Take { charges, .. } => charges.first().map(|c| Arc::clone(&c.counter.tag)),
-            Ask::TopUp(counter) => Some(Arc::clone(&counter.tag)),
+        let tag = match ask {
+            Ask::Take(waiting) => {
+                let Some(tag) = waiting.counters().next().map(|(counter, _)| Arc::clone(&counter.tag)) else { return };
+                self.desks.entry(Arc::clone(&tag)).or_default().waiting.push_back(waiting);
+                tag
+            }
+            Ask::TopUp(counter) => {
+                let tag = Arc::clone(&counter.tag);
+                self.desks.entry(Arc::clone(&tag)).or_default().low.push(counter);
+                tag
+            }
+            Ask::Freed(counter) => {
+                self.freed.push(counter);
+                self.freed_until.get_or_insert_with(|| tokio::time::Instant::now() + GRACE);
+                return;
+            }
         };
-        let Some(tag) = tag else { return };
-        let desk = self.desks.entry(Arc::clone(&tag)).or_default();
-        match ask {
-            Ask::Take { charges, reply } => desk.waiting.push_back(Waiting { charges, reply, attempts: 0 }),
-            Ask::TopUp(counter) => desk.low.push(counter),
-        }
         self.start(&tag, false, trips);
+    }
+
+    /// Gives places to others that came free and were not taken here meanwhile.
+    fn pass_on(&mut self, trips: &mut Trips) {
+        self.freed_until = None;
+        while let Some(counter) = self.freed.pop() {
+            if counter.is_free() {
+                let tag = Arc::clone(&counter.tag);
+                self.desks.entry(Arc::clone(&tag)).or_default().reports.push(counter);
+                self.start(&tag, false, trips);
+            }
+        }
     }
 
     /// Starts a round trip for an organisation, unless one is under way.
@@ -293,20 +355,20 @@ impl Courier {
             if first.reply.is_closed() {
                 continue;
             }
-            match limiter.take_now(&mut first.charges, now, Authority::Shared) {
+            match limiter.take_now(&first.account, &mut first.charges, now, Authority::Shared) {
                 Ok(()) => {
-                    let _ = first.reply.send(Ok(Taken(first.charges)));
+                    first.grant();
                     continue;
                 }
                 Err((at, Take::Refused)) => {
-                    let _ = first.reply.send(Err(Denial::At(at)));
+                    first.refuse(Denial::At(at));
                     continue;
                 }
                 Err(_) => {}
             }
-            for charge in &first.charges {
-                let entry = wanted.entry(Arc::as_ptr(&charge.counter));
-                let (_, want, least) = entry.or_insert_with(|| (Arc::clone(&charge.counter), 0, u64::MAX));
+            for (counter, charge) in first.counters() {
+                let entry = wanted.entry(Arc::as_ptr(counter));
+                let (_, want, least) = entry.or_insert_with(|| (Arc::clone(counter), 0, u64::MAX));
                 *want = want.saturating_add(charge.amount);
                 *least = (*least).min(charge.amount);
             }
@@ -426,11 +488,14 @@ impl Courier {
         let is_news = desk.born != 0 && desk.born != born.unsigned_abs();
         desk.born = born.unsigned_abs();
         let now = limiter.clock.now();
-        for ((counter, report), answer) in reports.iter().zip(replies.chunks(2)) {
+        for ((counter, report), answer) in reports.iter().zip(replies.chunks(3)) {
             match answer {
                 // The window has not begun for Redis, or is over.
-                [-1, _] => {}
-                [more, left] => counter.granted(report, now, more.unsigned_abs(), left.unsigned_abs()),
+                [-1, ..] => {}
+                [more, left, wanted] => {
+                    let (more, left) = (more.unsigned_abs(), left.unsigned_abs());
+                    counter.granted(report, now, Reply { more, left, is_wanted: *wanted > 0 });
+                }
                 _ => {}
             }
         }
@@ -442,14 +507,14 @@ impl Courier {
                 decide_alone(&limiter, one);
                 continue;
             }
-            match limiter.take_now(&mut one.charges, now, Authority::Shared) {
-                Ok(()) => drop(one.reply.send(Ok(Taken(one.charges)))),
+            match limiter.take_now(&one.account, &mut one.charges, now, Authority::Shared) {
+                Ok(()) => one.grant(),
                 // Its window has not begun, or others took what came: there is still something.
                 Err((_, Take::Short)) if one.attempts < EARLY => {
                     one.attempts += 1;
                     again.push_back(one);
                 }
-                Err((at, _)) => drop(one.reply.send(Err(Denial::At(at)))),
+                Err((at, _)) => one.refuse(Denial::At(at)),
             }
         }
         if !again.is_empty() {
@@ -707,11 +772,18 @@ impl Courier {
 
 /// Decides about one request that waits as while Redis is away.
 fn decide_alone(limiter: &Limiter, mut waiting: Waiting) {
-    let answer = match limiter.decide_alone(&mut waiting.charges) {
-        Ok(()) => Ok(Taken(waiting.charges)),
-        Err(denial) => Err(denial),
-    };
-    drop(waiting.reply.send(answer));
+    match limiter.decide_alone(&waiting.account, &mut waiting.charges) {
+        Ok(()) => waiting.grant(),
+        Err(denial) => waiting.refuse(denial),
+    }
+}
+
+/// Waits until then; for ever when there is nothing to wait for.
+async fn until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Whether an error is of what stands in Redis, not of the connection.

@@ -1,5 +1,6 @@
 //! Reserve, settle, release: over random endings, charges equal usage, nothing is negative and nothing leaks.
 
+use super::counter::Reply;
 use super::limit::{Filter, Pattern};
 use super::*;
 
@@ -61,7 +62,7 @@ async fn over_random_endings_charges_equal_usage_and_nothing_leaks() {
     for _ in 0..5000 {
         let id: CallerId = ["a", "b", "c"][fastrand::usize(..3)].into();
         let account = book.account(&id).unwrap();
-        let mut reservation = limiter.begin(&book, account).await.unwrap();
+        let mut reservation = limiter.begin(account).await.unwrap();
         let is_a = id.as_str() == "a";
         by_a.requests += u64::from(is_a);
         let most = Most { input: fastrand::u64(..2000), output: fastrand::u64(..2000), video_seconds: 0.0 };
@@ -141,7 +142,7 @@ async fn all_that_apply_must_hold_and_the_one_that_refused_is_named() {
     let (pool, meta, other) = ("p".into(), ModelId::from("meta/x"), ModelId::from("other"));
     let most = Most { input: 30, output: 30, video_seconds: 0.0 };
     let start = async |model: &ModelId| {
-        let mut reservation = limiter.begin(&book, account).await?;
+        let mut reservation = limiter.begin(account).await?;
         reservation.reserve(&asked(&pool, model), most).await.map(|()| reservation)
     };
     let name = |refused: Refused| match refused {
@@ -168,13 +169,13 @@ async fn a_changed_limit_keeps_what_was_used() {
     let limiter = Arc::new(Limiter::local());
     let ten = limiter.book(&settings(limits(10)));
     for _ in 0..7 {
-        drop(limiter.begin(&ten, ten.account(&"a".into()).unwrap()).await.ok().unwrap());
+        drop(limiter.begin(ten.account(&"a".into()).unwrap()).await.ok().unwrap());
     }
     let twelve = limiter.book(&settings(limits(12)));
     assert_eq!(standing(&limiter, &twelve, "a", Level::Key, Metric::Requests).remaining, 5);
     let five = limiter.book(&settings(limits(5)));
     assert_eq!(standing(&limiter, &five, "a", Level::Key, Metric::Requests).remaining, 0);
-    assert!(limiter.begin(&five, five.account(&"a".into()).unwrap()).await.is_err());
+    assert!(limiter.begin(five.account(&"a".into()).unwrap()).await.is_err());
 }
 
 #[tokio::test]
@@ -186,7 +187,7 @@ async fn a_state_file_brings_counts_and_usage_back() {
         let book = limiter.book(&settings(limits(10)));
         state::load(&limiter, &path).unwrap();
         assert_eq!(standing(&limiter, &book, "a", Level::Key, Metric::Requests).remaining, expected);
-        drop(limiter.begin(&book, book.account(&"a".into()).unwrap()).await.ok().unwrap());
+        drop(limiter.begin(book.account(&"a".into()).unwrap()).await.ok().unwrap());
         let (stop, stopped) = tokio::sync::watch::channel(false);
         let settings = state::Settings { file: Some(path.clone()), every: Duration::from_secs(3600), usage_days: 30 };
         let kept = tokio::spawn(state::keep(Arc::clone(&limiter), settings, stopped));
@@ -206,7 +207,8 @@ fn leases_last_for_the_pace_at_which_requests_come() {
     let (mut now, mut trips) = (3_600_000_000, 0);
     let mut trip = |now: u64, want: u64| {
         let report = counter.report(now, want, want, false);
-        counter.granted(&report, now, report.want + report.extra, limit::LARGEST / 2);
+        let reply = Reply { more: report.want + report.extra, left: limit::LARGEST / 2, is_wanted: false };
+        counter.granted(&report, now, reply);
         trips += 1;
     };
     // 10 000 in a second.
@@ -231,12 +233,12 @@ fn a_time_that_was_read_before_a_window_began_forgets_nothing_of_it() {
     let counter = Counter::new("c".into(), "o".into(), Some(Unit::Second), 2);
     let now = 10_000_000_000;
     assert!(matches!(counter.take(now, 2, Authority::Local), Take::Done(_)));
-    let (_, window) = counter.remaining(now - 1000, Authority::Local);
+    let (_, _, window) = counter.standing(now - 1000, Authority::Local);
     assert_eq!(window.start, now);
     assert_eq!(counter.take(now + 1, 1, Authority::Local), Take::Refused);
     // What was seen of another window says nothing of this one.
     counter.seen(now + 1, now - 1_000_000, 0);
-    assert_eq!(counter.remaining(now + 1, Authority::Shared).0, 0);
+    assert_eq!(counter.standing(now + 1, Authority::Shared).1, 0);
     // A clock that went back begins anew.
     assert!(matches!(counter.take(now - 3_600_000_000, 1, Authority::Local), Take::Done(_)));
 }
@@ -247,11 +249,11 @@ async fn a_limit_that_goes_and_comes_back_remembers() {
     let with = settings(limits(3));
     let book = limiter.book(&with);
     for _ in 0..3 {
-        limiter.begin(&book, book.account(&"a".into()).unwrap()).await.unwrap().settle();
+        limiter.begin(book.account(&"a".into()).unwrap()).await.unwrap().settle();
     }
     limiter.book(&settings(Vec::new()));
     let book = limiter.book(&with);
-    let refused = limiter.begin(&book, book.account(&"a".into()).unwrap()).await.err();
+    let refused = limiter.begin(book.account(&"a".into()).unwrap()).await.err();
     assert!(matches!(refused, Some(Refused::Exceeded(_))), "{refused:?}");
 }
 
@@ -260,7 +262,7 @@ fn places_that_nobody_can_ask_for_are_shared_again_after_a_while() {
     let counter = Counter::new("c".into(), "o".into(), None, 4);
     let away = Authority::Away(OnOutage::LocalShare, 2, 2_000_000);
     let report = counter.report(1, 1, 1, false);
-    counter.granted(&report, 1, 0, 0);
+    counter.granted(&report, 1, Reply { more: 0, left: 0, is_wanted: true });
     assert_eq!(counter.take(2, 1, away), Take::Refused);
     assert!(matches!(counter.take(2_000_002, 2, away), Take::Done(_)));
     assert_eq!(counter.take(2_000_003, 1, away), Take::Refused);

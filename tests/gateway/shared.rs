@@ -209,6 +209,99 @@ async fn four_replicas_never_run_more_requests_at_a_time_than_the_limit() {
     .await;
 }
 
+/// What a caller that always wants a place came to.
+#[derive(Default)]
+struct Stays {
+    /// When it certainly held one: the backend took `hold` for the answer, so it had begun when that was left until the
+    /// answer came, and had not ended before that was over since the request was sent.
+    held: Vec<(u64, u64)>,
+    statuses: BTreeMap<u16, u64>,
+}
+
+/// Asks for places as long as it may: each is held for 100 to 400 ms, and who is refused asks again after a few. Most ask
+/// the same replica, for half a second: places then come free at others than those where they are wanted.
+async fn hold_places(gateways: &[Gateway], stop: &AtomicBool) -> Stays {
+    let mut stays = Stays::default();
+    while !stop.load(Ordering::Relaxed) {
+        let favourite = (micros() / 500_000) as usize;
+        let at = if fastrand::u8(..10) < 9 { favourite } else { fastrand::usize(..) };
+        let gateway = &gateways[at % gateways.len()];
+        let (hold, sent) = (fastrand::u64(100..=400), micros());
+        let fault = format!("delay={hold}");
+        let status = gateway.chat(false).key(LIMITED).header("x-sim-fault", &fault).send().await.status;
+        *stays.statuses.entry(status).or_default() += 1;
+        if status == 200 {
+            stays.held.push((micros() - hold * 1000, sent + hold * 1000));
+        } else {
+            tokio::time::sleep(Duration::from_micros(fastrand::u64(1000..9000))).await;
+        }
+    }
+    stays
+}
+
+/// The most of these spans of time that there are at once.
+fn most_at_once(spans: &[(u64, u64)]) -> usize {
+    let whole = spans.iter().filter(|(from, to)| from < to);
+    let mut changes: Vec<(u64, bool)> = whole.flat_map(|(from, to)| [(*from, true), (*to, false)]).collect();
+    changes.sort_unstable();
+    let (mut now, mut most) = (0, 0);
+    for (_, begins) in changes {
+        now = if begins { now + 1 } else { now - 1 };
+        most = most.max(now);
+    }
+    most
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_replicas_use_the_places_of_a_limit_and_no_more() {
+    const LIMIT: u64 = 24;
+    const LOOKS: u32 = 2500;
+    let (redis, backend) = (RedisServer::start().await, simulator_with(Kind::Llm, |s| s.slots = 1000).await);
+    let limits = format!("[{{concurrency: {LIMIT}}}]");
+    let gateways = Arc::new(four(&backend, &redis.address().to_string(), &limits, "deny").await);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for _ in 0..LIMIT + 16 {
+        let (gateways, stop) = (Arc::clone(&gateways), Arc::clone(&stop));
+        callers.spawn(async move { hold_places(&gateways, &stop).await });
+    }
+    until("all places are taken", async || backend.seen().in_flight() >= LIMIT).await;
+    let client = ::redis::Client::open(format!("redis://{}", redis.address())).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let key = redis.command(&["KEYS", "nimgate:*:h:*"]).trim().to_owned();
+    // A place is held for longer than the backend works: there are ways to it and back. So `running` is less than what is
+    // in use. What Redis has given away may wait for a request at a replica: `given` is more.
+    let (mut running, mut given, mut most_given) = (0, 0, 0);
+    let mut tick = tokio::time::interval(Duration::from_millis(2));
+    for _ in 0..LOOKS {
+        tick.tick().await;
+        let held: Vec<String> = ::redis::cmd("HVALS").arg(&key).query_async(&mut connection).await.unwrap();
+        let held: u64 = held.iter().map(|entry| entry.split(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+        (running, given, most_given) = (running + backend.seen().in_flight(), given + held, most_given.max(held));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (mut held, mut statuses) = (Vec::new(), BTreeMap::new());
+    for stays in callers.join_all().await {
+        held.extend(stays.held);
+        stays.statuses.into_iter().for_each(|(status, count)| *statuses.entry(status).or_insert(0) += count);
+    }
+    let share = |sum: u64| sum as f64 / f64::from(LOOKS) / LIMIT as f64;
+    let most_held = most_at_once(&held);
+    println!(
+        "running {:.4}, given {:.4} of {LIMIT}; at most {most_held} held, {most_given} given",
+        share(running),
+        share(given)
+    );
+    let mut trips = 0.0;
+    for gateway in gateways.iter() {
+        trips += gateway.metric("nimgate_redis_round_trips_total").await;
+    }
+    println!("{trips} round trips of all replicas since they started; answers {statuses:?}");
+    assert!(statuses.keys().eq(&[200, 429]), "{statuses:?}");
+    assert!(most_given <= LIMIT && most_held as u64 <= LIMIT, "{most_given} given, {most_held} held");
+    assert!(share(running) >= 0.97, "{}", share(running));
+}
+
 /// Breaks the line to Redis in the middle of a load on four replicas, and says how many were admitted in each second.
 async fn break_the_line(limit: usize, on_outage: &str) -> (Tally, Vec<u64>, u64) {
     let (redis, backend) = (RedisServer::start().await, simulator_with(Kind::Llm, |s| s.slots = 1000).await);
