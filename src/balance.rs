@@ -99,6 +99,8 @@ const AFFINE_BOUND: f64 = 1.5;
 const AFFINE_SLACK: f64 = 2.0;
 /// How much later than the best the affine endpoint may be expected to finish.
 const AFFINE_PATIENCE: f64 = 4.0;
+/// The same for one that takes what is too much for it.
+const OVERFLOW_PATIENCE: f64 = 2.0;
 /// What is taken for granted of a pool that nothing is known of: seconds for a unit of work.
 const UNKNOWN: Fit = Fit { own: 0.01, ahead: 0.01 / 16.0 };
 /// Weight of the latest in the means of a pool.
@@ -416,17 +418,20 @@ impl Pool {
         let usual = self.common.usual();
         let total: usize = usable.iter().map(|i| endpoints[*i].in_flight()).sum();
         let bound = AFFINE_BOUND * total as f64 / usable.len() as f64 + AFFINE_SLACK;
-        let may = |i: &usize| {
+        let may = |i: &usize, patience: f64| {
             (endpoints[*i].in_flight() as f64) < bound
-                && endpoints[*i].expected(work, usual, tuning, now) <= best.1 * AFFINE_PATIENCE
+                && endpoints[*i].expected(work, usual, tuning, now) <= best.1 * patience
         };
         let seen = self.common.memory.load().find(chain).map(|(id, _)| id);
-        let known = seen.and_then(|id| usable.iter().find(|i| endpoints[**i].id == id)).filter(|i| may(i));
-        if let Some(known) = known {
-            return Some(*known);
+        let origin = Memory::origin(chain)?;
+        if let Some(seen) = seen {
+            let known = usable.iter().find(|i| endpoints[**i].id == seen).filter(|i| may(i, AFFINE_PATIENCE));
+            // What is too much for it goes to the same few others each time, so that it is cached there too.
+            let others = || usable.iter().filter(|i| may(i, OVERFLOW_PATIENCE));
+            let other = || others().max_by_key(|i| affinity::rank(origin, endpoints[**i].id));
+            return known.or_else(other).copied();
         }
         // Nobody has seen it. Of those that are as good as the best, all replicas choose the same.
-        let origin = Memory::origin(chain)?;
         let least = endpoints[best.0].in_flight();
         let is_as_good = |i: &&usize| {
             endpoints[**i].in_flight() <= least && endpoints[**i].expected(work, usual, tuning, now) <= best.1 * CLOSE

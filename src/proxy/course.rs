@@ -174,7 +174,11 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
         return Ok(());
     }
     let reason = if is_overload { SpillReason::Overload } else { SpillReason::Outage };
-    let moved = elsewhere(ctx, &mut admitted, reason).await;
+    let mut moved = elsewhere(ctx, &mut admitted, reason).await;
+    if moved.is_none() && reason == SpillReason::Outage {
+        // Better a pool that looks bad than none.
+        moved = move_on(ctx, &mut admitted, reason, false).await;
+    }
     let is_moved = moved.is_some();
     if let Some(body) = moved {
         match &ctx.exchange {
@@ -252,11 +256,21 @@ fn give_up(ctx: &mut RequestContext, failure: &Failure) {
     }
 }
 
-/// Moves the request to the first other pool that takes it now; answers with the body to send there, if it differs.
+/// Moves the request to the first other pool that looks well and takes it now; answers with the body to send there, if it
+/// differs.
 pub(super) async fn elsewhere(
     ctx: &mut RequestContext,
     admitted: &mut Admitted,
     reason: SpillReason,
+) -> Option<Option<Payload>> {
+    move_on(ctx, admitted, reason, true).await
+}
+
+async fn move_on(
+    ctx: &mut RequestContext,
+    admitted: &mut Admitted,
+    reason: SpillReason,
+    only_well: bool,
 ) -> Option<Option<Payload>> {
     let snapshot = Arc::clone(&ctx.snapshot);
     let from = snapshot.pool(admitted.pool);
@@ -271,11 +285,11 @@ pub(super) async fn elsewhere(
         }
         let Some(payload) = fitting(ctx, admitted, to) else { continue };
         let state = snapshot.pool(to);
-        if !state.pool.is_well(now()) {
+        if only_well && !state.pool.is_well(now()) {
             continue;
         }
         let Some(pass) = state.gate.try_enter(cost(ctx)) else { continue };
-        let ask = Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &[], only_well: true };
+        let ask = Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &[], only_well };
         let Ok(lease) = state.pool.pick(&ask, now()) else { continue };
         if limits::moved(ctx, admitted, &state.settings.name).await.is_err() {
             continue;

@@ -138,10 +138,13 @@ async fn race(
             Event::First(failed) => {
                 let Some(other) = second.take() else { return Ok(failed) };
                 // The first one is over: the second takes its place.
-                let failure = failed.err().unwrap_or(Failure::UpstreamClosed);
+                let verdict = match &failed {
+                    Ok(answer) => bad(answer, state),
+                    Err(failure) => load::verdict(failure, None),
+                };
                 ctx.trail.hedge = Some(true);
                 if let Some(mut lease) = ctx.lease.replace(other.lease) {
-                    lease.judge(load::verdict(&failure, None));
+                    lease.judge(verdict);
                 }
                 ctx.trail.endpoint = ctx.lease.as_ref().map(|lease| lease.endpoint().name().to_owned());
                 first = other.sent;

@@ -74,9 +74,13 @@ enum Ending {
     Twice,
     /// No endpoint can be reached.
     NoBackend,
+    /// No endpoint of its pool can be reached, so that it runs in another.
+    Spilled,
+    /// The same, and the backend breaks the stream.
+    SpilledCutWithin,
 }
 
-const ENDINGS: [Ending; 23] = [
+const ENDINGS: [Ending; 25] = [
     Ending::Whole,
     Ending::Whole,
     Ending::Stream,
@@ -100,6 +104,8 @@ const ENDINGS: [Ending; 23] = [
     Ending::Long,
     Ending::Twice,
     Ending::NoBackend,
+    Ending::Spilled,
+    Ending::SpilledCutWithin,
 ];
 
 /// One request.
@@ -193,12 +199,17 @@ fn setup(backend: &Simulator, dead: &str, top: &str) -> Setup {
         .pool("short", "nim-llm", &format!("{}\n{short}", model("short")), &[&url])
         .pool("twice", "nim-llm", &model("twice"), &[dead, &url])
         .pool("gone", "nim-llm", &model("gone"), &[dead])
+        .pool("front", "nim-llm", &format!("{}\nspill: {{to: [there]}}", model("spilled")), &[dead])
+        .pool("there", "nim-llm", &model("spilled"), &[&url])
         .admin_token(admin::TOKEN)
         .top(prices)
         .top(top)
         .accounts(&accounts);
     for (id, team) in KEYS {
         let mut all = limits(0, if id == "few" { FEW } else { 1_000_000 });
+        all +=
+            ", {requests: 1000000, per: month, pools: [there]}, {total_tokens: 100000000, per: month, pools: [there]}";
+        all += ", {total_tokens: 100000000, per: month, pools: [front]}";
         if id == "a" {
             all = format!("{all}, {{requests: {FEW}, per: month, models: [few]}}");
         }
@@ -223,6 +234,7 @@ impl Plan {
             Ending::Hang | Ending::Stall | Ending::Long => "short",
             Ending::Twice => "twice",
             Ending::NoBackend => "gone",
+            Ending::Spilled | Ending::SpilledCutWithin => "spilled",
             _ => SERVED,
         }
     }
@@ -246,6 +258,7 @@ impl Plan {
                 | Ending::Few
                 | Ending::Truncated
                 | Ending::Twice
+                | Ending::Spilled
                 | Ending::Hang
         );
         let mut body = chat(!is_whole);
@@ -265,7 +278,7 @@ impl Plan {
         Some(match self.ending {
             Ending::Gone | Ending::Hang => "hang".into(),
             Ending::Cut => "cut".into(),
-            Ending::CutWithin => format!("cut-after={}", size / 2),
+            Ending::CutWithin | Ending::SpilledCutWithin => format!("cut-after={}", size / 2),
             Ending::Truncated => "truncated-json".into(),
             Ending::ErrorEvent => format!("error-event={}", size / 2),
             Ending::Stall => format!("stall-after={}", size / 2),
@@ -339,7 +352,7 @@ impl Plan {
         let (text, tokens) = read(response, enough).await;
         let most = self.most();
         match self.ending {
-            Ending::Whole | Ending::Few | Ending::Twice => {
+            Ending::Whole | Ending::Few | Ending::Twice | Ending::Spilled => {
                 assert_eq!(status, 200, "{} {text}", self.id);
                 let usage = &serde_json::from_str::<Value>(&text).unwrap()["usage"];
                 let output = usage["completion_tokens"].as_u64().unwrap();
@@ -357,7 +370,7 @@ impl Plan {
                 expected(&["client_closed"], tokens..=most, Some(true))
             }
             Ending::Cut => expected(&["upstream_closed"], 0..=0, Some(false)),
-            Ending::CutWithin => {
+            Ending::CutWithin | Ending::SpilledCutWithin => {
                 assert!(text.contains("\"upstream_closed\""), "{}: the caller is told: {text}", self.id);
                 expected(&["upstream_closed"], tokens..=tokens, Some(true))
             }
@@ -451,6 +464,14 @@ async fn differences(gateways: &[Gateway], records: &[Value]) -> Vec<String> {
                     number => number.as_u64().unwrap(),
                 };
                 let due = match limit["metric"].as_str().unwrap() {
+                    // Charged by where it ran in the end.
+                    metric if limit.get("pools").is_some() => {
+                        let is_there = |record: &&Value| {
+                            record["caller"] == path["/keys/".len()..] && record["pool"] == limit["pools"][0]
+                        };
+                        let sums = records.iter().filter(is_there).map(Sum::of_record);
+                        sums.map(|sum| if metric == "requests" { sum.requests } else { sum.input + sum.output }).sum()
+                    }
                     "requests" if limit.get("models").is_some() => {
                         let few = records.iter().filter(|r| r["caller"] == "a" && r["model"] == "few");
                         few.map(|record| Sum::of_record(record).requests).sum()
@@ -529,7 +550,11 @@ async fn balance(gateways: &[Gateway], backend: &Simulator, count: usize) {
     let twice = found.values().filter(|r| r["model"] == "twice" && r["attempts"] == 2 && r["status"] == 200).count();
     let mut total = Sum::default();
     found.values().for_each(|record| total.add(&Sum::of_record(record)));
-    println!("{endings:?}; {twice} at the second endpoint; {} records, {total:?}", found.len());
+    let spilled = found.values().filter(|r| r["pool"] == "there" && r["spilled_from"] == "front").count();
+    println!(
+        "{endings:?}; {spilled} in another pool, {twice} at the second endpoint; {} records, {total:?}",
+        found.len()
+    );
     // The backend is rid of all of them.
     until("nothing is left at the backend", async || backend.seen().in_flight() == 0).await;
 }
