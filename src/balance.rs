@@ -103,6 +103,8 @@ const AFFINE_PATIENCE: f64 = 4.0;
 const OVERFLOW_PATIENCE: f64 = 2.0;
 /// What is taken for granted of a pool that nothing is known of: seconds for a unit of work.
 const UNKNOWN: Fit = Fit { own: 0.01, ahead: 0.01 / 16.0 };
+/// Microseconds after which an endpoint without requests is tried again, however slow it was.
+const LONG: u64 = 5_000_000;
 /// Weight of the latest in the means of a pool.
 const LATEST: f64 = 0.05;
 
@@ -124,6 +126,8 @@ pub struct Endpoint {
     work: AtomicU64,
     /// Sum of the times at which what is in flight began; wraps.
     begun: AtomicU64,
+    /// When it got its last request; 0 before the first.
+    given: AtomicU64,
     next_address: AtomicUsize,
     health: Health,
     breaker: Breaker,
@@ -141,6 +145,8 @@ pub struct Pool {
 /// What the endpoints of a pool have in common. Lives on across reloads.
 #[derive(Debug)]
 pub struct Common {
+    /// Those of the latest configuration: whoever waited through a reload goes where endpoints are now.
+    current: ArcSwap<Members>,
     tuning: ArcSwap<Tuning>,
     pace: Pace,
     /// Mean work of a request and mean output, as bits.
@@ -216,6 +222,7 @@ impl Pool {
     /// A pool of these endpoints.
     pub fn new(members: Arc<Members>, tuning: Tuning) -> Self {
         let common = Common {
+            current: ArcSwap::new(Arc::clone(&members)),
             memory: ArcSwap::from_pointee(Memory::new(tuning.affinity)),
             tuning: ArcSwap::from_pointee(tuning),
             pace: Pace::default(),
@@ -242,6 +249,21 @@ impl Pool {
         self.members.present()
     }
 
+    /// Puts its endpoints in the place of those of the pool before it, once they have addresses. Requests that wait under
+    /// an earlier configuration go to them too.
+    pub fn take_over(&self) {
+        let before = self.common.current.load_full();
+        if !Arc::ptr_eq(&before, &self.members) {
+            self.members.follow(&before);
+            self.common.current.store(Arc::clone(&self.members));
+        }
+    }
+
+    /// The endpoints that take requests now, whatever configuration this pool is of.
+    fn current(&self) -> Present {
+        self.common.current.load().present()
+    }
+
     /// Its endpoints as they come and go.
     pub fn members(&self) -> &Arc<Members> {
         &self.members
@@ -257,23 +279,32 @@ impl Pool {
         self.endpoints().iter().any(|e| e.is_available())
     }
 
-    /// Whether it has endpoints beside those that were tried and the one that is leased.
-    pub fn has_untried(&self, tried: &[Arc<Endpoint>], lease: Option<&Lease>) -> bool {
-        let used = tried.iter().chain(lease.map(Lease::endpoint));
-        self.endpoints().iter().any(|endpoint| !used.clone().any(|u| Arc::ptr_eq(u, endpoint)))
+    /// Whether an endpoint was not tried yet.
+    pub fn has_others(&self, tried: &[Arc<Endpoint>]) -> bool {
+        self.current().iter().any(|e| !tried.iter().any(|t| Arc::ptr_eq(t, e)))
     }
 
     /// Whether any endpoint looks well: probes succeed, its breaker is closed, it asked for no pause.
     pub fn is_well(&self, now: u64) -> bool {
-        self.endpoints().iter().any(|e| e.grade(now) == Grade::Usable)
+        self.current().iter().any(|e| e.grade(now) == Grade::Usable)
     }
 
-    /// How many requests may be in flight on it: what its endpoints take that look well; when none does, as if all did.
+    /// Whether an endpoint works, and merely asked for a pause.
+    pub fn is_resting(&self) -> bool {
+        let works = |e: &Arc<Endpoint>| e.has_address() && e.health.is_healthy() && !e.breaker.is_open();
+        self.current().iter().any(works)
+    }
+
+    /// How many requests may be in flight on it: what its endpoints take that look well, beside what the others still
+    /// work on; when none looks well, as if all did.
     pub fn places(&self, now: u64) -> usize {
-        let endpoints = self.endpoints();
-        let count = |grade| endpoints.iter().filter(|e| e.grade(now) == grade).count();
-        let counted = [Grade::Usable, Grade::Sick].into_iter().map(count).find(|n| *n > 0);
-        counted.unwrap_or(1).saturating_mul(self.common.tuning.load().max_in_flight)
+        let (current, leaving) = (self.current(), self.common.current.load().leaving());
+        let most = self.common.tuning.load().max_in_flight;
+        let of = |grade| current.iter().filter(move |e| e.grade(now) == grade);
+        let takers = [Grade::Usable, Grade::Sick].into_iter().find(|grade| of(*grade).next().is_some());
+        let others = current.iter().filter(|e| takers.is_none_or(|grade| e.grade(now) != grade));
+        let busy: usize = others.chain(&leaving).map(|e| e.in_flight()).sum();
+        takers.map_or(1, |grade| of(grade).count()).saturating_mul(most).saturating_add(busy)
     }
 
     /// After how much longer than expected a request is among the slowest 5 in 100, in total, for this one.
@@ -304,7 +335,7 @@ impl Pool {
 
     /// Picks the endpoint for a request, leaving out those that were tried.
     pub fn pick(&self, ask: &Ask<'_>, now: u64) -> Result<Lease, NoEndpoint> {
-        let endpoints = &self.endpoints();
+        let endpoints = &self.current();
         let tuning = self.common.tuning.load();
         let work = ask.work.clamp(0.001, 1e12);
         // An endpoint may fill up between the look and the take.
@@ -367,6 +398,9 @@ impl Pool {
                 turned.min_by_key(|i| endpoints[*i].in_flight()).unwrap_or(usable[0])
             }
             Policy::Work => {
+                if let Some(neglected) = neglected(endpoints, usable, now) {
+                    return Ok(neglected);
+                }
                 let best = self.soonest(endpoints, usable, tuning, work, now);
                 let near = ask.chain.filter(|chain| tuning.affinity > 0 && !chain.is_empty());
                 near.and_then(|chain| self.nearest(endpoints, usable, tuning, work, chain, best, now)).unwrap_or(best.0)
@@ -446,6 +480,7 @@ impl Pool {
         endpoint.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         let ahead = endpoint.work.fetch_add(thousandths(work), Ordering::Relaxed) as f64 / 1000.0;
         endpoint.begun.fetch_add(now, Ordering::Relaxed);
+        endpoint.given.store(now, Ordering::Relaxed);
         let tuning = self.common.tuning.load();
         let fit = endpoint.pace.fit_at(now, self.common.usual());
         let foreign = endpoint.heard.deviation(now, tuning.stale_after) * self.common.mean_work();
@@ -474,6 +509,17 @@ impl Common {
     fn mean_work(&self) -> f64 {
         f64::from_bits(self.mean_work.load(Ordering::Relaxed))
     }
+}
+
+/// A random one of these, if it has nothing to do and got nothing for long: what is known of it may be no longer true.
+/// It gets this one request.
+fn neglected(endpoints: &[Arc<Endpoint>], usable: &[usize], now: u64) -> Option<usize> {
+    let at = usable[fastrand::usize(..usable.len())];
+    let given = &endpoints[at].given;
+    let last = given.load(Ordering::Relaxed);
+    let is_neglected = last > 0 && now.saturating_sub(last) > LONG && endpoints[at].in_flight() == 0;
+    let is_ours = is_neglected && given.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    is_ours.then_some(at)
 }
 
 fn thousandths(work: f64) -> u64 {
@@ -526,6 +572,7 @@ impl Endpoint {
             in_flight: AtomicUsize::new(0),
             work: AtomicU64::new(0),
             begun: AtomicU64::new(0),
+            given: AtomicU64::new(0),
             next_address: AtomicUsize::new(0),
             health,
             breaker: Breaker::default(),

@@ -17,6 +17,7 @@ mod groups;
 mod keys;
 mod limit;
 mod remote;
+mod sim;
 mod table;
 mod usage;
 
@@ -52,6 +53,8 @@ pub enum Command {
     },
     /// Serve with simulated NIM, NVCF and Curator backends, and print commands to try.
     Demo(Demo),
+    /// Run one simulated backend by itself, to try a gateway against backends that are slowed, stopped or killed.
+    Sim(Sim),
     /// Make API keys, and manage those that a running gateway keeps in Redis.
     Keys {
         /// What to do with keys.
@@ -99,6 +102,30 @@ pub struct Demo {
     pub key: String,
 }
 
+/// Which backend to simulate, and how.
+#[derive(Args, Debug)]
+pub struct Sim {
+    /// The API of the container: nim-llm, nim-vlm, nim-embedding, nim-reranking, cosmos-predict, cosmos-embed1; or nvcf,
+    /// nemo-curator.
+    #[arg(long, value_name = "API", value_parser = sim::kind)]
+    pub kind: crate::sim::Kind,
+    /// Where it listens.
+    #[arg(long, value_name = "ADDR")]
+    pub address: SocketAddr,
+    /// Requests that it computes at once.
+    #[arg(long, default_value_t = 8)]
+    pub slots: usize,
+    /// Milliseconds to the first token, and for a whole embedding or ranking.
+    #[arg(long, value_name = "MS", default_value_t = 20)]
+    pub first_token_ms: u64,
+    /// Milliseconds between two tokens.
+    #[arg(long, value_name = "MS", default_value_t = 5)]
+    pub token_ms: u64,
+    /// Append the x-request-id of each request that it begins to compute to this file.
+    #[arg(long, value_name = "FILE")]
+    pub run_log: Option<PathBuf>,
+}
+
 /// Runs one command. What it has to say goes to `out`; `Ok(false)` means that it found mistakes.
 pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
     match cli.command {
@@ -110,6 +137,7 @@ pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
         }
         Command::Check { config } => return check(&config, &mut out),
         Command::Demo(demo) => demo::run(&demo, out)?,
+        Command::Sim(sim) => sim::run(sim, &mut out)?,
         Command::Keys { command } => keys::run(command, &mut out)?,
         Command::Teams { command } => groups::teams(command, &mut out)?,
         Command::Orgs { command } => groups::orgs(command, &mut out)?,

@@ -247,6 +247,9 @@ impl ProxyHttp for Gateway {
         }
         let failure = respond::failure_of(&error, ctx);
         let again = course::ran(&error, &failure, true).is_some_and(|ran| course::may_go_on(ctx, failure, ran));
+        if again && reused {
+            ctx.course.was_kept();
+        }
         error.set_retry(again);
         error
     }

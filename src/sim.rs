@@ -53,8 +53,10 @@ mod store;
 mod text;
 mod zip;
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -176,6 +178,9 @@ pub struct Settings {
     pub answer_bytes: u64,
     /// Whether world models take `http` URLs as media (`NIM_ALLOW_URL_INPUT`).
     pub allow_url_input: bool,
+    /// A file to which the `x-request-id` of each run is appended, a line each, as the run begins: it outlives a
+    /// process that is killed.
+    pub run_log: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -195,6 +200,7 @@ impl Default for Settings {
             api_key: None,
             answer_bytes: 256 * 1024,
             allow_url_input: true,
+            run_log: None,
         }
     }
 }
@@ -210,7 +216,7 @@ pub struct Simulator {
 /// Starts one simulator and returns once it listens.
 ///
 /// # Errors
-/// When the address cannot be bound or `default_fault` cannot be read.
+/// When the address cannot be bound, `run_log` not be opened or `default_fault` not be read.
 pub async fn start(kind: Kind, settings: Settings) -> io::Result<Simulator> {
     let faults = match &settings.default_fault {
         Some(text) => text.parse().map_err(|reason: String| io::Error::new(io::ErrorKind::InvalidInput, reason))?,
@@ -218,7 +224,8 @@ pub async fn start(kind: Kind, settings: Settings) -> io::Result<Simulator> {
     };
     let listener = TcpListener::bind(settings.listen).await?;
     let address = listener.local_addr()?;
-    let front = Arc::new(Front::new(kind, settings, base_url(address), faults));
+    let log = settings.run_log.as_ref().map(|path| File::options().create(true).append(true).open(path)).transpose()?;
+    let front = Arc::new(Front::new(kind, settings, base_url(address), faults, log));
     let acceptor = tokio::spawn(accept(listener, Arc::clone(&front))).abort_handle();
     Ok(Simulator { address, front, acceptor })
 }

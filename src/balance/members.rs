@@ -37,6 +37,22 @@ impl Members {
         self.changes.subscribe()
     }
 
+    /// Those that were taken out and still have requests.
+    pub(super) fn leaving(&self) -> Vec<Arc<Endpoint>> {
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.iter().filter_map(Weak::upgrade).filter(|endpoint| endpoint.in_flight() > 0).collect()
+    }
+
+    /// Comes after these: what is not here of them is leaving.
+    pub(super) fn follow(&self, before: &Self) {
+        let present = self.present();
+        let is_gone = |e: &Arc<Endpoint>| !present.iter().any(|kept| Arc::ptr_eq(kept, e));
+        let earlier = before.present();
+        let gone = before.leaving().into_iter().chain(earlier.iter().cloned()).filter(is_gone);
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.extend(gone.map(|endpoint| Arc::downgrade(&endpoint)));
+    }
+
     /// Replaces all. Those that stay keep their load, health and pace; those that go finish what they have.
     pub fn replace(&self, wanted: impl IntoIterator<Item = (Settings, SocketAddr)>) {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,11 +136,9 @@ mod tests {
     fn what_was_tried_and_is_gone_leaves_others_to_try() {
         let pool = pool(&[1, 2]);
         let tried: Vec<_> = pool.endpoints().to_vec();
-        assert!(!pool.has_untried(&tried, None));
-        let lease = pool.pick(&Ask { tried: &tried[..1], ..Ask::default() }, now()).unwrap();
-        assert!(!pool.has_untried(&tried[..1], Some(&lease)) && pool.has_untried(&[], Some(&lease)));
+        assert!(!pool.has_others(&tried) && pool.has_others(&tried[..1]));
         pool.members().replace(wanted(&[3]));
-        assert!(pool.has_untried(&tried, None));
+        assert!(pool.has_others(&tried));
     }
 
     #[tokio::test]

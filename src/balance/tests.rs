@@ -145,3 +145,21 @@ fn conversations_stay_where_they_began_unless_it_is_full() {
     assert!(most <= 18, "{most}");
     drop(leases);
 }
+
+#[test]
+fn an_endpoint_that_got_nothing_for_long_is_tried_by_one_request() {
+    let pool = pool(2);
+    let [slow, quick] = [0, 1].map(|at| Arc::clone(&pool.endpoints()[at]));
+    let begun = 1_000_000;
+    for (endpoint, seconds) in [(&slow, 10.0), (&quick, 0.01)] {
+        (0..20).for_each(|_| endpoint.pace.learn(1.0, 0.0, seconds, begun));
+        endpoint.given.store(begun, Ordering::Relaxed);
+    }
+    let to_slow = |from: u64| {
+        let picks = (0..200).map(|at| pool.pick(&Ask::default(), from + at).unwrap());
+        picks.filter(|lease| Arc::ptr_eq(lease.endpoint(), &slow)).count()
+    };
+    assert_eq!(to_slow(begun), 0);
+    assert_eq!(to_slow(begun + LONG + 1), 1);
+    assert_eq!(to_slow(begun + LONG + 1000), 0);
+}

@@ -45,6 +45,10 @@ pub struct Course {
     failed: Option<Failure>,
     /// The body for the pool that it moved to, where that differs.
     body: Option<Payload>,
+    /// The last attempt may have met nothing but an old connection.
+    is_stale: bool,
+    /// Since when it waits for a place, or waited.
+    waits_since: Option<Instant>,
 }
 
 /// How much of a failed attempt may have run.
@@ -79,6 +83,16 @@ impl Course {
         self.body.take()
     }
 
+    /// The last attempt was on a kept connection: where there is no other endpoint, its own is tried again.
+    pub fn was_kept(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// Since when it waits; a request that finds its endpoint taken waits on.
+    pub(super) fn waits(&mut self) -> Instant {
+        *self.waits_since.get_or_insert_with(Instant::now)
+    }
+
     /// Gives the place back.
     pub fn end(&mut self) {
         self.pass = None;
@@ -96,10 +110,11 @@ pub async fn begin(
     let snapshot = Arc::clone(&ctx.snapshot);
     let first = snapshot.pool(admitted.pool);
     first.retries.deposit();
-    if !first.pool.is_well(now())
-        && let Some(moved) = elsewhere(ctx, admitted, SpillReason::Outage).await
-    {
-        return Ok(moved.unwrap_or(payload));
+    if !first.pool.is_well(now()) {
+        let reason = if first.pool.is_resting() { SpillReason::Overload } else { SpillReason::Outage };
+        if let Some(moved) = elsewhere(ctx, admitted, reason).await {
+            return Ok(moved.unwrap_or(payload));
+        }
     }
     loop {
         let state = snapshot.pool(admitted.pool);
@@ -163,8 +178,10 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
     let Some(mut admitted) = ctx.admitted.take() else { return Err(failure) };
     let state = snapshot.pool(admitted.pool);
     let is_overload = matches!(load::verdict(&failure, None), Verdict::Overloaded(_));
-    let failed = ctx.lease.as_ref();
-    let may = ctx.course.attempts < state.settings.retry.attempts && state.pool.has_untried(&ctx.course.tried, failed);
+    if std::mem::take(&mut ctx.course.is_stale) && !state.pool.has_others(&ctx.course.tried) {
+        ctx.course.tried.pop();
+    }
+    let may = ctx.course.attempts < state.settings.retry.attempts && state.pool.has_others(&ctx.course.tried);
     if may
         && state.retries.withdraw()
         && let Ok(lease) = pick(ctx, state, is_overload)
@@ -274,23 +291,22 @@ async fn move_on(
 ) -> Option<Option<Payload>> {
     let snapshot = Arc::clone(&ctx.snapshot);
     let from = snapshot.pool(admitted.pool);
-    if !from.settings.spill.is_for(reason) {
-        return None;
-    }
-    let behind = ctx.course.left.iter().chain([&admitted.pool]);
-    let behind: Vec<PoolIndex> = behind.flat_map(|pool| &snapshot.pool(*pool).settings.spill.to).copied().collect();
-    for to in behind {
-        if to == admitted.pool || ctx.course.left.contains(&to) {
+    let been = ctx.course.left.iter().chain([&admitted.pool]).map(|pool| &snapshot.pool(*pool).settings.spill);
+    let mut behind: Vec<PoolIndex> =
+        been.filter(|spill| spill.is_for(reason)).flat_map(|spill| &spill.to).copied().collect();
+    let mut at = 0;
+    while let Some(to) = behind.get(at).copied() {
+        at += 1;
+        if to == admitted.pool || ctx.course.left.contains(&to) || behind[..at - 1].contains(&to) {
             continue;
         }
         let Some(payload) = fitting(ctx, admitted, to) else { continue };
         let state = snapshot.pool(to);
-        if only_well && !state.pool.is_well(now()) {
+        let Some((pass, lease)) = enter(ctx, state, only_well) else {
+            // What it can not take either goes where it would send it.
+            behind.extend(state.settings.spill.to.iter().filter(|_| state.settings.spill.is_for(reason)));
             continue;
-        }
-        let Some(pass) = state.gate.try_enter(cost(ctx)) else { continue };
-        let ask = Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &[], only_well };
-        let Ok(lease) = state.pool.pick(&ask, now()) else { continue };
+        };
         if limits::moved(ctx, admitted, &state.settings.name).await.is_err() {
             continue;
         }
@@ -306,6 +322,16 @@ async fn move_on(
         return Some(payload);
     }
     None
+}
+
+/// A place in another pool and an endpoint of it, if it has both now.
+fn enter(ctx: &RequestContext, state: &PoolState, only_well: bool) -> Option<(Pass, Lease)> {
+    if only_well && !state.pool.is_well(now()) {
+        return None;
+    }
+    let pass = state.gate.try_enter(cost(ctx))?;
+    let ask = Ask { work: ctx.work, chain: ctx.chain.as_ref(), tried: &[], only_well };
+    Some((pass, state.pool.pick(&ask, now()).ok()?))
 }
 
 /// The body for another pool, if the request may and can run there; none inside when it is the one that it has.
@@ -347,8 +373,8 @@ pub(super) fn fitting(ctx: &RequestContext, admitted: &Admitted, to: PoolIndex) 
     Some(Some(super::body::edited(bytes.clone(), rename.into_iter().chain(ask_usage.clone()).collect())))
 }
 
-/// Until when the request is worth waiting for.
-pub(super) fn deadline(ctx: &RequestContext, longest: Duration) -> Instant {
-    let own = ctx.timeout.map_or(longest, |timeout| timeout.min(longest));
-    Instant::from_std(ctx.started) + own
+/// Until when the request is worth waiting for: all its time counts from its header on, a wait from its own begin.
+pub(super) fn deadline(ctx: &mut RequestContext, wait: Duration, total: Duration) -> Instant {
+    let own = ctx.timeout.map_or(total, |timeout| timeout.min(total));
+    (Instant::from_std(ctx.started) + own).min(ctx.course.waits() + wait)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::{StatusCode, Version, header};
 use pingora_core::protocols::http::server::Session as ServerSession;
 use pingora_http::ResponseHeader;
 use tokio::time::Instant;
@@ -45,42 +45,48 @@ pub(super) async fn wait(
     let settings = &state.settings;
     let Some(caller) = ctx.trail.caller.clone() else { return Err(Failure::Internal("nobody waits".into())) };
     let (class, weight) = caller.rank();
-    let deadline = course::deadline(ctx, settings.queue.timeout.min(settings.timeouts.total));
+    let deadline = course::deadline(ctx, settings.queue.timeout, settings.timeouts.total);
     let ask = Ask { caller: caller.id().clone(), weight, class, cost: course::cost(ctx), deadline };
-    let begun = Instant::now();
+    let begun = ctx.course.waits();
     let mut place = std::pin::pin!(state.gate.enter(ask));
     let spills = !settings.spill.to.is_empty() && settings.spill.overload;
     let mut look = begun + settings.spill.after.max(LOOK);
     let comments = settings.queue.keepalive.filter(|_| ctx.trail.stream);
     let mut comment = comments.map(|every| begun + every);
     // Whoever sends a body that is not read yet can not be watched.
-    let is_watched = admitted.length.is_some();
+    let is_watched = admitted.length.is_some() || session.is_body_empty();
     let turn = loop {
         tokio::select! {
             biased;
             outcome = &mut place => break match outcome {
-                Ok(pass) => Turn::Here(pass),
-                Err(refused) => return Err(failure(refused, ctx, deadline)),
+                Ok(pass) => Ok(Turn::Here(pass)),
+                // Who may not wait here any longer need not be patient.
+                Err(refused) => match course::elsewhere(ctx, admitted, SpillReason::Overload).await {
+                    Some(moved) => Ok(Turn::Elsewhere(moved)),
+                    None => Err(failure(refused, ctx, deadline)),
+                },
             },
             left = session.read_body_or_idle(true), if is_watched => {
                 if left.is_err() {
-                    return Err(Failure::ClientClosed);
+                    break Err(Failure::ClientClosed);
                 }
             }
             () = tokio::time::sleep_until(look), if spills => {
                 if let Some(moved) = course::elsewhere(ctx, admitted, SpillReason::Overload).await {
-                    break Turn::Elsewhere(moved);
+                    break Ok(Turn::Elsewhere(moved));
                 }
                 look = Instant::now() + LOOK;
             }
             () = at(comment) => {
-                tell(session, ctx).await?;
+                if let Err(gone) = tell(session, ctx).await {
+                    break Err(gone);
+                }
                 comment = comments.map(|every| Instant::now() + every);
             }
         }
     };
     ctx.trail.queued = Some(begun.elapsed());
-    Ok(turn)
+    turn
 }
 
 async fn at(time: Option<Instant>) {
@@ -115,6 +121,11 @@ async fn tell(session: &mut ServerSession, ctx: &mut RequestContext) -> Result<(
         let written = add(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")
             .and_then(|()| add(header::CACHE_CONTROL, "no-cache"))
             .and_then(|()| respond::decorate(&mut header, ctx));
+        let written = match session.req_header().version {
+            // Without a length, its end would otherwise be that of the connection.
+            Version::HTTP_11 => written.and_then(|()| header.insert_header(header::TRANSFER_ENCODING, "chunked")),
+            _ => written,
+        };
         written.map_err(|e| Failure::Internal(e.to_string()))?;
         session.write_response_header(Box::new(header)).await.map_err(gone)?;
         (ctx.is_opened, ctx.event_stream) = (true, true);

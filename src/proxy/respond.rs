@@ -130,7 +130,7 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
 /// An answer that has begun can not change its status: an event stream ends in an event that says why, anything else
 /// is cut, so that it can not be taken for whole.
 async fn end_stream(session: &mut ServerSession, failure: &Failure, ctx: &RequestContext) {
-    if ctx.event_stream {
+    if ctx.event_stream || ctx.is_opened {
         let body = render(failure, ctx.errors_for_stream(), &ctx.request_id);
         let event = [b"\n\ndata: ", body.bytes.as_slice(), b"\n\n"].concat();
         session.set_keepalive(None);

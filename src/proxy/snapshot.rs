@@ -175,6 +175,7 @@ impl Snapshot {
                 endpoint.resolved(resolve(&endpoint.settings().host, endpoint.settings().port));
             }
         }
+        self.pools.iter().for_each(|state| state.pool.take_over());
         self.pools.iter().for_each(PoolState::resize);
     }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::fs::File;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ impl fmt::Display for Cut {
 impl std::error::Error for Cut {}
 
 impl Front {
-    pub(super) fn new(kind: Kind, settings: Settings, url: String, faults: Faults) -> Self {
+    pub(super) fn new(kind: Kind, settings: Settings, url: String, faults: Faults, log: Option<File>) -> Self {
         let gates = Arc::new(Gates::default());
         let shape = own_shape(kind, settings.errors);
         let (nim, app) = match kind {
@@ -65,7 +66,7 @@ impl Front {
                 (Some(nim), app)
             }
         };
-        Self { app, shape, seen: Seen::default(), board: Board::new(faults), gates, nim }
+        Self { app, shape, seen: Seen::logging(log), board: Board::new(faults), gates, nim }
     }
 
     /// Answers one request; an error makes hyper drop the connection.

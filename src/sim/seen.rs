@@ -1,6 +1,8 @@
 //! What a simulator saw: counters and the latest requests, for tests to look at.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::Write as _;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -51,9 +53,15 @@ struct Log {
     history: Mutex<VecDeque<Arc<Mutex<Sighting>>>>,
     runs: Mutex<HashMap<String, u64>>,
     uncounted: AtomicU64,
+    file: Option<File>,
 }
 
 impl Seen {
+    /// Counters that also append each run to a file.
+    pub(super) fn logging(file: Option<File>) -> Self {
+        Self(Arc::new(Log { file, ..Log::default() }))
+    }
+
     /// Requests so far for exactly this path.
     pub fn requests(&self, path: &str) -> u64 {
         lock(&self.0.paths).get(path).copied().unwrap_or(0)
@@ -178,6 +186,12 @@ pub(super) struct Run(Option<(Arc<Log>, Option<String>)>);
 impl Run {
     pub(super) fn begin(&self) {
         let Some((log, id)) = &self.0 else { return };
+        if let (Some(mut file), Some(id)) = (log.file.as_ref(), id) {
+            // One write, so that lines of several processes do not mix.
+            if let Err(error) = file.write_all(format!("{id}\n").as_bytes()) {
+                tracing::warn!(%error, "a simulator could not note a run");
+            }
+        }
         let mut runs = lock(&log.runs);
         match id {
             Some(id) if runs.len() < COUNTED_IDS || runs.contains_key(id) => *runs.entry(id.clone()).or_default() += 1,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Method;
 use nimgate::sim::{DEGRADED_FUNCTION, ECHO_FUNCTION, FAILING_FUNCTION, LLM_FUNCTION, UNREACHABLE_FUNCTION};
@@ -20,10 +22,9 @@ const UNKNOWN_FUNCTION: &str = "00000000-0000-4000-8000-0000000000ff";
 const MODEL: &str = "meta/llama-3.1-8b-instruct";
 
 /// Labels that no request can produce from outside, each with the reason. Their text is tested where it is made.
-const UNREACHABLE: [(&str, &str); 4] = [
+const UNREACHABLE: [(&str, &str); 3] = [
     ("internal_error", "a defect of the gateway: none is known, and a test that finds one must fail instead"),
     ("keys_unknown", "needs a Redis that was never read: tests/gateway/admin has it"),
-    ("pool_full", "needs a pool that is full: tests/gateway/balance.rs has it"),
     ("limits_unknown", "needs a Redis that is away: tests/gateway/shared.rs has it"),
 ];
 
@@ -116,6 +117,7 @@ impl World {
         let chat = |name: &str, more: &str| {
             format!("models: [{{id: {name}, backend_model: {MODEL}}}]\nmax_body_mib: 1\n{more}")
         };
+        let with_life = |name: &str, life: &str| format!("models: [{{id: {name}, backend_model: {MODEL}, {life}}}]");
         let unprobed = |name: &str, more: &str| chat(name, &format!("health: {{enabled: false}}\n{more}"));
         let function = |name: &str, invocation: &str| {
             chat(name, &format!("kind: nvcf\nfunction: {{id: {LLM_FUNCTION}, invocation: {invocation}}}\n{credential}"))
@@ -147,6 +149,21 @@ impl World {
             .pool("twin-a", "cosmos-predict", "", &[&predict.url()])
             .pool("twin-b", "cosmos-predict", "", &[&predict.url()])
             .pool("video", "cosmos-embed1", "models: [{id: nvidia/cosmos-embed1}]", &[&embed.url()])
+            .pool("noline", "nim-llm", &chat("noline", "balance: {max_in_flight: 1}\nqueue: {max: 0}"), &[&llm.url()])
+            .pool(
+                "line",
+                "nim-llm",
+                &chat("line", "balance: {max_in_flight: 1}\nqueue: {max_per_caller: 1, timeout_ms: 30000}"),
+                &[&llm.url()],
+            )
+            .pool(
+                "wait",
+                "nim-llm",
+                &chat("wait", "balance: {max_in_flight: 1}\nqueue: {timeout_ms: 50}"),
+                &[&llm.url()],
+            )
+            .pool("ended", "nim-llm", &with_life("ended", "end_of_life: 2020-01-01"), &[&llm.url()])
+            .pool("offline", "nim-llm", &with_life("offline", "offline_message: Back soon."), &[&llm.url()])
             .key(LIMITED, "models: [chat, direct]\npools: [chat, curator]\nscopes: [invoke_function]")
             .key(EXPIRED, "expires: 2020-01-01T00:00:00Z")
             .key(DISABLED, "disabled: true")
@@ -335,11 +352,14 @@ async fn every_label_is_produced_and_told_alike_in_answer_record_and_metrics() {
     containers(&mut world).await;
     functions(&mut world).await;
     services(&mut world).await;
+    models(&mut world).await;
+    lines(&mut world).await;
     let produced: BTreeSet<String> = world.produced.iter().map(|label| (*label).to_owned()).collect();
     let exempt: BTreeSet<String> = UNREACHABLE.iter().map(|(label, _)| (*label).to_owned()).collect();
     let missing: Vec<_> = labels().into_iter().filter(|l| !produced.contains(l) && !exempt.contains(l)).collect();
     assert!(missing.is_empty(), "labels without a case: {missing:?}");
     assert!(produced.is_subset(&labels()) && exempt.is_disjoint(&produced) && exempt.is_subset(&labels()));
+    world.gateway.until_idle().await;
     assert_eq!(world.gateway.metric("nimgate_requests_in_flight").await, 0.0);
     assert!(!world.gateway.output().contains("panicked"), "{}", world.gateway.output());
 }
@@ -660,6 +680,40 @@ async fn services(world: &mut World) {
     }
 }
 
+/// Models that are not served any more, or for a while.
+async fn models(world: &mut World) {
+    let ended = expected("model_ended", 410, "client", Dialect::OpenAi);
+    world.refuses("an ended model", ended, |w| w.chat("ended")).await;
+    let offline = expected("model_offline", 503, "gateway", Dialect::OpenAi);
+    world.refuses("a model that is offline", offline, |w| w.chat("offline")).await;
+}
+
+/// Pools that are full, each with one stream that does not end.
+async fn lines(world: &mut World) {
+    let hold = async |pool: &str| {
+        let mut body = chat(true);
+        body["model"] = pool.into();
+        let ask = world.gateway.post("/v1/chat/completions", &body).header("x-sim-gate", "never");
+        ask.begin().await
+    };
+    let held = [hold("noline").await, hold("line").await, hold("wait").await];
+    let full = |label, status, blame| expected(label, status, blame, Dialect::OpenAi);
+    world.refuses("no line", full("queue_full", 503, "gateway"), |w| w.chat("noline")).await;
+    world.refuses("too long a wait", full("queue_timeout", 503, "gateway"), |w| w.chat("wait")).await;
+    world
+        .refuses("no time to wait", full("deadline_unmet", 503, "gateway"), |w| {
+            w.chat("wait").header("x-request-timeout", "0.02")
+        })
+        .await;
+    let mut waiting = Wire::to(&world.gateway).await;
+    let mut body = chat(false);
+    body["model"] = "line".into();
+    waiting.send(waiting.post("/v1/chat/completions", "", &body.to_string())).await;
+    world.gateway.until_waiting("line", 1).await;
+    world.refuses("a caller with too many", full("caller_queue_full", 429, "quota"), |w| w.chat("line")).await;
+    drop((held, waiting));
+}
+
 #[test]
 fn labels_are_found_in_the_source() {
     let labels = labels();
@@ -757,33 +811,62 @@ async fn an_upload_that_drips_ends_at_the_pools_total_time() {
     until("the lease is given back", async || gateway.metric("nimgate_endpoint_in_flight").await == 0.0).await;
 }
 
-#[tokio::test]
-async fn a_kept_connection_that_is_closed_unanswered_costs_no_request() {
-    // Each connection answers one request, takes another and closes: what an idle timeout of the backend looks like.
+/// Each connection answers one request, takes another and closes: what an idle timeout of the backend looks like, and
+/// a backend that dies of a request too. Counts what it took.
+async fn closing_backend() -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    let taken: Arc<AtomicUsize> = Arc::default();
+    let counted = Arc::clone(&taken);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
+            let taken = Arc::clone(&counted);
             tokio::spawn(async move {
                 if !read_request(&mut stream).await.is_empty() {
+                    taken.fetch_add(1, Ordering::SeqCst);
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
-                    read_request(&mut stream).await;
+                    taken.fetch_add(usize::from(!read_request(&mut stream).await.is_empty()), Ordering::SeqCst);
                 }
             });
         }
     });
-    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}";
+    (url, taken)
+}
+
+#[tokio::test]
+async fn a_generation_on_a_kept_connection_that_is_closed_unanswered_is_not_run_again() {
+    let (url, taken) = closing_backend().await;
+    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}\nmetrics: {enabled: false}\n\
+                breaker: {failures: 10}";
     let gateway = Gateway::setup().pool("chat", "nim-llm", pool, &[&url]).start().await;
     for at in 0..6 {
-        let answer = gateway.chat(false).header("x-request-id", &format!("kept-{at}")).send().await;
-        assert_eq!((answer.status, answer.fault()), (200, ("", "")), "request {at}");
+        let id = format!("kept-{at}");
+        let answer = gateway.chat(false).header("x-request-id", &id).send().await;
+        // Every second one comes on the connection that the one before it left.
+        let expected = if at % 2 == 0 { (200, ("", "")) } else { (502, ("upstream_closed", "network")) };
+        assert_eq!((answer.status, answer.fault()), expected, "request {at}");
+        assert_eq!(gateway.record_of(&id).await["attempts"], 1);
     }
-    gateway.record_of("kept-5").await;
-    assert!(
-        gateway.records().iter().any(|r| r["attempts"] == 2),
-        "some came on a kept connection: {:?}",
-        gateway.records()
-    );
-    until("nothing is in flight", async || gateway.metric("nimgate_requests_in_flight").await == 0.0).await;
+    assert_eq!(taken.load(Ordering::SeqCst), 6, "it may have run: it must not run twice");
+    gateway.until_idle().await;
+    assert!(!gateway.output().contains("panicked"));
+}
+
+#[tokio::test]
+async fn an_embedding_on_a_kept_connection_that_is_closed_unanswered_is_run_again() {
+    let (url, taken) = closing_backend().await;
+    let pool = "models: [{id: nvidia/nv-embedqa-e5-v5}]\nhealth: {enabled: false}\nmetrics: {enabled: false}";
+    let gateway = Gateway::setup().pool("text", "nim-embedding", pool, &[&url]).start().await;
+    let body = json!({ "model": "nvidia/nv-embedqa-e5-v5", "input": "x", "input_type": "query" });
+    let mut attempts = 0;
+    for at in 0..6 {
+        let id = format!("kept-{at}");
+        let answer = gateway.post("/v1/embeddings", &body).header("x-request-id", &id).send().await;
+        assert_eq!((answer.status, answer.fault()), (200, ("", "")), "request {at}");
+        attempts += gateway.record_of(&id).await["attempts"].as_u64().unwrap() as usize;
+    }
+    assert!(attempts > 6, "some came on a kept connection");
+    assert_eq!(taken.load(Ordering::SeqCst), attempts);
+    gateway.until_idle().await;
     assert!(!gateway.output().contains("panicked"));
 }

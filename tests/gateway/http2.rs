@@ -73,7 +73,7 @@ async fn the_backends_work_ends_when_the_stream_is_reset() {
 
 /// A backend that speaks nothing but HTTP/2, and the lengths of the bodies that it got. The first `refused` requests
 /// are answered by closing their connection.
-async fn http2_backend(refused: usize) -> (SocketAddr, Arc<Mutex<Vec<usize>>>) {
+pub(crate) async fn http2_backend(refused: usize) -> (SocketAddr, Arc<Mutex<Vec<usize>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let lengths: Arc<Mutex<Vec<usize>>> = Arc::default();

@@ -59,6 +59,23 @@ async fn limited(backend: &Simulator, limits: &str) -> Gateway {
     Gateway::setup().chat(&[&backend.url()]).key(LIMITED, &format!("limits: [{limits}]")).start().await
 }
 
+#[tokio::test]
+async fn a_stream_that_waited_for_a_place_reads_as_any_other() {
+    let backend = simulator(Kind::Llm).await;
+    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nbalance: {max_in_flight: 1}\nqueue: {keepalive_ms: 20}";
+    let setup = Gateway::setup().pool("chat", "nim-llm", pool, &[&backend.url()]).key(LIMITED, "name: x");
+    let gateway = setup.start().await;
+    let held = gateway.chat(true).header("x-sim-gate", "held").begin().await;
+    let script = Script::start("waiting.py", &gateway, &[]);
+    let oldest = async || gateway.pool("chat").await["queue"]["callers"][0]["oldest_s"].as_f64();
+    until("comments were sent", async || oldest().await.is_some_and(|seconds| seconds > 0.1)).await;
+    (0..100).for_each(|_| backend.open_gate("held"));
+    answer(held).await;
+    let seen = script.finish().await;
+    assert_eq!(seen["words"], 8, "{seen}");
+    gateway.until_idle().await;
+}
+
 /// The statuses of the records, in the order of their ends; each refusal with this label.
 fn statuses(gateway: &Gateway, label: &str) -> Vec<u64> {
     let records = gateway.records();

@@ -275,6 +275,38 @@ impl Gateway {
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
+    /// The state page's entry of a pool.
+    pub async fn pool(&self, name: &str) -> Value {
+        let state = self.admin("/state").await.json();
+        let pools = state["pools"].as_array().unwrap().clone();
+        pools.into_iter().find(|pool| pool["name"] == name).unwrap()
+    }
+
+    /// Waits until so many requests wait for a place in a pool.
+    pub async fn until_waiting(&self, pool: &str, count: u64) {
+        until("requests wait", async || self.pool(pool).await["queue"]["waiting"] == count).await;
+    }
+
+    /// Waits until nothing is in flight or waits anywhere: no request, no place, no lease.
+    pub async fn until_idle(&self) {
+        let mut state = Value::Null;
+        let begun = Instant::now();
+        loop {
+            state["all"] = self.admin("/state").await.json();
+            let pools = state["all"]["pools"].as_array().unwrap();
+            let is_idle = |pool: &Value| {
+                let endpoints = pool["endpoints"].as_array().unwrap();
+                let queue = &pool["queue"];
+                queue["in_flight"] == 0 && queue["waiting"] == 0 && endpoints.iter().all(|e| e["in_flight"] == 0)
+            };
+            if state["all"]["in_flight"] == 0 && pools.iter().all(is_idle) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "something leaks: {state}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The access log's records so far.
     pub fn records(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path("access.log")).unwrap_or_default();
@@ -316,6 +348,13 @@ impl Drop for Gateway {
             eprintln!("the gateway printed:\n{}", self.output());
         }
     }
+}
+
+/// The events of a stream, without comments.
+pub fn events(text: &str) -> Vec<Value> {
+    let data = text.split("\n\n").filter_map(|event| event.trim_start().strip_prefix("data: "));
+    let read = |data: &str| serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}: {data}"));
+    data.filter(|data| *data != "[DONE]").map(read).collect()
 }
 
 /// The body of a chat.

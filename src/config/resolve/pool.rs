@@ -53,7 +53,8 @@ impl Resolver<'_> {
                     }
                     let earlier = served.entry(name).or_default();
                     let is_rival = |e: &&usize| {
-                        **e == at || (compete(&pools[**e].api, &pool.api, catalogue) && !are_linked(pools, **e, at))
+                        **e == at
+                            || (compete(&pools[**e].api, &pool.api, catalogue) && !are_linked(pools, **e, at, name))
                     };
                     let rival = earlier.iter().find(is_rival).copied();
                     match rival {
@@ -400,8 +401,9 @@ fn moment(text: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc()).or_else(day)
 }
 
-/// Whether one of two pools gives requests to the other, be it through more.
-fn are_linked(pools: &[file::Pool], one: usize, other: usize) -> bool {
+/// Whether one of two pools gives requests to the other, be it through more, or both get those of one that serves the
+/// name.
+fn are_linked(pools: &[file::Pool], one: usize, other: usize, name: &str) -> bool {
     let reaches = |from: usize, to: usize| {
         let mut seen = vec![from];
         let mut next = 0;
@@ -419,7 +421,11 @@ fn are_linked(pools: &[file::Pool], one: usize, other: usize) -> bool {
         }
         seen.contains(&to)
     };
-    reaches(one, other) || reaches(other, one)
+    let serves = |pool: &file::Pool| {
+        pool.models.iter().any(|model| model.id == name || model.aliases.iter().any(|alias| alias == name))
+    };
+    let mut fronts = (0..pools.len()).filter(|front| serves(&pools[*front]));
+    fronts.any(|front| reaches(front, one) && reaches(front, other))
 }
 
 /// Whether a request could be meant for either API by the model that it names.
