@@ -5,7 +5,7 @@
 //! scraping, finding and connecting are done elsewhere and reported here. Times are microseconds of [`now`].
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
@@ -121,6 +121,7 @@ pub struct Endpoint {
     settings: Settings,
     id: u64,
     addresses: RwLock<Vec<SocketAddr>>,
+    has_address: AtomicBool,
     in_flight: AtomicUsize,
     /// Work in flight, in thousandths.
     work: AtomicU64,
@@ -365,12 +366,11 @@ impl Pool {
         let usable: smallest::Indices = (0..endpoints.len())
             .filter(|i| {
                 let endpoint = &endpoints[*i];
-                let is_out = is_tried(endpoint) || endpoint.grade(now) == Grade::Out;
-                let has_room = is_out || endpoint.in_flight() < tuning.max_in_flight;
+                let grade = if is_tried(endpoint) { Grade::Out } else { endpoint.grade(now) };
+                let has_room = grade == Grade::Out || endpoint.in_flight() < tuning.max_in_flight;
                 is_full |= !has_room;
-                let is_usable = !is_out && has_room && endpoint.grade(now) == Grade::Usable;
-                is_sick |= !is_out && has_room && !is_usable;
-                is_usable
+                is_sick |= has_room && grade == Grade::Sick;
+                has_room && grade == Grade::Usable
             })
             .collect();
         let usable = usable.as_slice();
@@ -568,6 +568,7 @@ impl Endpoint {
         Self {
             id: affinity::hash(&[settings.name.as_bytes()]),
             settings,
+            has_address: AtomicBool::new(!addresses.is_empty()),
             addresses: RwLock::new(addresses),
             in_flight: AtomicUsize::new(0),
             work: AtomicU64::new(0),
@@ -642,6 +643,7 @@ impl Endpoint {
 
     /// Replaces what its name resolves to.
     pub fn resolved(&self, addresses: Vec<SocketAddr>) {
+        self.has_address.store(!addresses.is_empty(), Ordering::Relaxed);
         *self.addresses.write().unwrap_or_else(std::sync::PoisonError::into_inner) = addresses;
     }
 
@@ -650,7 +652,7 @@ impl Endpoint {
     }
 
     fn has_address(&self) -> bool {
-        !self.addresses.read().unwrap_or_else(std::sync::PoisonError::into_inner).is_empty()
+        self.has_address.load(Ordering::Relaxed)
     }
 
     fn grade(&self, now: u64) -> Grade {

@@ -14,7 +14,7 @@ impl Policy {
     /// All, in the order of the table.
     pub const ALL: &[Self] = &[
         // Places for as many requests as an endpoint has slots; what is more waits at the gateway.
-        Self { name: "work, queue", yaml: "balance: {policy: work, max_in_flight: 16}", is_extra: false },
+        Self { name: "work+queue", yaml: "balance: {policy: work, max_in_flight: 16}", is_extra: false },
         Self { name: "work", yaml: "balance: {policy: work}", is_extra: false },
         Self { name: "least_in_flight", yaml: "balance: {policy: least_in_flight}", is_extra: false },
         Self { name: "round_robin", yaml: "balance: {policy: round_robin}", is_extra: false },
