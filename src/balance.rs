@@ -341,9 +341,13 @@ impl Pool {
         let work = ask.work.clamp(0.001, 1e12);
         // An endpoint may fill up between the look and the take.
         for _ in 0..4 {
-            let chosen = self.choose(endpoints, &tuning, work, ask, now)?;
+            let most = tuning.max_in_flight;
+            let (chosen, most) = match self.home(endpoints, &tuning, work, ask, now) {
+                Some(home) => (home, most + most / 2),
+                None => (self.choose(endpoints, &tuning, work, ask, now)?, most),
+            };
             let endpoint = &endpoints[chosen];
-            if let Some(lease) = self.take(endpoint, tuning.max_in_flight, work, now) {
+            if let Some(lease) = self.take(endpoint, most, work, now) {
                 if let Some(chain) = ask.chain.filter(|_| tuning.affinity > 0) {
                     self.common.memory.load().note(chain, endpoint.id);
                 }
@@ -351,6 +355,23 @@ impl Pool {
             }
         }
         Err(NoEndpoint::AllFull)
+    }
+
+    /// The endpoint that has seen the request's beginnings, where it has as many requests as it may. It takes half as many
+    /// again: else a full pool would send each request to whatever comes free, forget what is cached where, and stay full.
+    fn home(&self, endpoints: &[Arc<Endpoint>], tuning: &Tuning, work: f64, ask: &Ask<'_>, now: u64) -> Option<usize> {
+        let chain = ask.chain.filter(|_| tuning.affinity > 0 && tuning.policy == Policy::Work)?;
+        let (id, _) = self.common.memory.load().find(chain)?;
+        let at = endpoints.iter().position(|endpoint| endpoint.id == id)?;
+        let (home, most) = (&endpoints[at], tuning.max_in_flight);
+        let is_tried = ask.tried.iter().any(|tried| Arc::ptr_eq(tried, home));
+        if is_tried || !(most..most + most / 2).contains(&home.in_flight()) || home.grade(now) != Grade::Usable {
+            return None;
+        }
+        let usual = self.common.usual();
+        let well = endpoints.iter().filter(|endpoint| endpoint.grade(now) == Grade::Usable);
+        let least = well.map(|e| e.expected(work, usual, tuning, now)).fold(f64::INFINITY, f64::min);
+        (home.expected(work, usual, tuning, now) <= least * AFFINE_PATIENCE).then_some(at)
     }
 
     fn choose(

@@ -163,3 +163,23 @@ fn an_endpoint_that_got_nothing_for_long_is_tried_by_one_request() {
     assert_eq!(to_slow(begun + LONG + 1), 1);
     assert_eq!(to_slow(begun + LONG + 1000), 0);
 }
+
+#[test]
+fn a_full_endpoint_takes_half_as_many_again_of_what_it_has_cached() {
+    let pool = pool_with(2, Tuning { max_in_flight: 4, affinity: 1000, ..Tuning::default() });
+    let chain = Chain::of_key("conversation");
+    let ask = Ask { chain: Some(&chain), ..Ask::default() };
+    let mut held = vec![pool.pick(&ask, now()).unwrap()];
+    let home = Arc::clone(held[0].endpoint());
+    held.extend((0..3).map(|_| {
+        let lease = pool.take(&home, 4, 1.0, now());
+        lease.unwrap()
+    }));
+    for expected in [true, true, false] {
+        let lease = pool.pick(&ask, now()).unwrap();
+        assert_eq!(Arc::ptr_eq(lease.endpoint(), &home), expected, "{} in flight", home.in_flight());
+        held.push(lease);
+    }
+    let other = pool.pick(&Ask::default(), now()).unwrap();
+    assert!(!Arc::ptr_eq(other.endpoint(), &home), "what is not cached there goes elsewhere");
+}

@@ -26,7 +26,8 @@ section! {
         /// How many random endpoints are compared; all of a pool that has no more.
         #[schemars(range(min = 2, max = 32))]
         choices: usize = 8,
-        /// Most requests in flight on one endpoint.
+        /// Most requests in flight on one endpoint. Of several, one may have half as many again of conversations that it
+        /// has cached; their sum stays.
         #[schemars(range(min = 1, max = 100_000))]
         max_in_flight: usize = 1024,
         /// Most beginnings of conversations that are remembered, so that a chat goes on where its beginning is cached;
