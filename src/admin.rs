@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::admission;
 use crate::balance::{self, Standing};
+use crate::cache::Purges;
 use crate::config::SecretText;
 use crate::directory::Directory;
 use crate::proxy::snapshot::{PoolState, Snapshot};
@@ -34,6 +35,7 @@ mod problem;
 mod shown;
 mod site;
 mod usage;
+mod vectors;
 
 use problem::Problem;
 
@@ -58,6 +60,8 @@ pub struct State {
     pub directory: Arc<Directory>,
     /// The keys file, to name it.
     pub keys_file: Option<PathBuf>,
+    /// What was purged of kept vectors.
+    pub purges: Arc<Purges>,
 }
 
 /// One operation of this listener.
@@ -108,6 +112,7 @@ fn endpoints() -> Vec<Endpoint> {
         guarded(PUT, "/teams/{org}/{team}", groups::put_team),
         guarded(DELETE, "/teams/{org}/{team}", groups::delete_team),
         guarded(GET, "/usage", usage::show),
+        guarded(Method::POST, "/cache/purge", vectors::purge),
     ]
 }
 
@@ -185,7 +190,8 @@ async fn metrics(Extract(state): Extract<State>) -> Response {
         pool.pool.endpoints().iter().map(endpoint).collect::<Vec<_>>()
     });
     let waiting = snapshot.pools.iter().map(|pool| (pool.settings.name.as_str(), pool.gate.view().waiting));
-    match state.telemetry.page(endpoints, waiting, &limits(&state)) {
+    let caches = snapshot.pools.iter().filter_map(vectors::kept);
+    match state.telemetry.page(endpoints, waiting, &limits(&state), caches) {
         Ok(page) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -278,6 +284,7 @@ async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
             "models": pool.settings.models.iter().map(|(name, _)| name).collect::<Vec<_>>(),
             "endpoints": endpoints.collect::<Vec<_>>(),
             "queue": show_queue(&pool.gate.view()),
+            "cache": vectors::show(pool),
         })
     };
     Json(json!({

@@ -12,9 +12,11 @@ use serde_json::{Map, Value, json};
 
 use crate::ids::{ApiName, OperationIndex};
 
+mod cacheable;
 mod read;
 mod usage;
 
+pub use cacheable::Cacheable;
 pub use usage::{Tokens, Video};
 
 /// The embedded documents: file stem and text.
@@ -90,6 +92,8 @@ pub struct Operation {
     pub answer_requires: std::sync::Arc<[String]>,
     /// How its requests bound the tokens of their answers; absent where it uses none.
     pub tokens: Option<Tokens>,
+    /// How its answers may be kept item by item; absent where they may not.
+    pub cacheable: Option<Cacheable>,
     /// How its requests state the length of a video; absent where it makes none.
     pub video: Option<Video>,
     /// The largest request body, in bytes.

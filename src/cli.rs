@@ -12,6 +12,7 @@ use crate::proxy::snapshot::Snapshot;
 use crate::quota::Limiter;
 use crate::server;
 
+mod cache;
 mod demo;
 mod groups;
 mod keys;
@@ -21,6 +22,7 @@ mod sim;
 mod table;
 mod usage;
 
+pub use cache::Cache;
 pub use demo::DEMO_KEY;
 pub use groups::{Orgs, Teams};
 pub use keys::{Keys, NewKeyArgs};
@@ -72,6 +74,12 @@ pub enum Command {
         /// What to do with organisations.
         #[command(subcommand)]
         command: Orgs,
+    },
+    /// See and forget kept vectors.
+    Cache {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Cache,
     },
     /// Show who used what.
     Usage(Usage),
@@ -141,6 +149,7 @@ pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
         Command::Keys { command } => keys::run(command, &mut out)?,
         Command::Teams { command } => groups::teams(command, &mut out)?,
         Command::Orgs { command } => groups::orgs(command, &mut out)?,
+        Command::Cache { command } => cache::run(command, &mut out)?,
         Command::Usage(usage) => usage::run(&usage, &mut out)?,
         Command::Schema { keys } => {
             let schema = if keys { config::schema::<file::Keys>() } else { config::schema::<file::File>() };

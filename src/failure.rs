@@ -110,6 +110,8 @@ pub enum Failure {
     QueueTimeout(Duration),
     /// No place would come free before the request's own deadline; when to try again.
     DeadlineUnmet(Duration),
+    /// Not all of it is known, and the client wants nothing else.
+    NotCached,
     /// The model has reached its end of life: its name, and the day.
     ModelEnded(String, String),
     /// The model is offline, for this reason.
@@ -185,6 +187,7 @@ impl Failure {
             Self::CallerQueueFull(_) => Row("caller_queue_full", 429, Quota),
             Self::QueueTimeout(_) => Row("queue_timeout", 503, Gateway),
             Self::DeadlineUnmet(_) => Row("deadline_unmet", 503, Gateway),
+            Self::NotCached => Row("not_cached", 504, Client),
             Self::ModelEnded(..) => Row("model_ended", 410, Client),
             Self::ModelOffline(_) => Row("model_offline", 503, Gateway),
             Self::ConnectFailed => Row("connect_failed", 502, Network),
@@ -277,6 +280,7 @@ impl Failure {
             }
             Self::QueueTimeout(_) => "The pool is full, and no place comes free in the time that it lets wait.".into(),
             Self::DeadlineUnmet(_) => "The pool is full, and no place comes free before x-request-timeout ends.".into(),
+            Self::NotCached => "Not all of it is known here, and the request is for what is known only.".into(),
             Self::ModelEnded(model, day) => format!("The model `{model}` reached its end of life on {day}."),
             Self::ModelOffline(reason) => reason.to_string(),
             Self::ConnectFailed => "The gateway could not connect to any endpoint of the pool.".into(),

@@ -20,6 +20,7 @@ mod clock;
 mod context;
 mod course;
 pub mod edge;
+mod embed;
 mod exchange;
 pub mod fetch;
 mod guard;
@@ -31,6 +32,7 @@ mod own;
 mod params;
 mod queue;
 mod respond;
+pub mod revision;
 pub mod settings;
 mod shadow;
 pub mod snapshot;
@@ -42,6 +44,7 @@ use self::admit::Verdict;
 use self::context::RequestContext;
 use self::judge::Judge;
 use self::snapshot::Snapshot;
+use crate::cache::Purges;
 use crate::failure::Failure;
 use crate::quota::Limiter;
 use crate::record::Recorder;
@@ -54,6 +57,8 @@ pub struct Gateway {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Counts and limits.
     pub limiter: Arc<Limiter>,
+    /// What was purged of kept vectors, and those that are in Redis.
+    pub purges: Arc<Purges>,
     /// Where records go.
     pub recorder: Arc<Recorder>,
     /// Stopping: connections are closed as their requests end.
@@ -97,6 +102,12 @@ impl ProxyHttp for Gateway {
                 Ok(true)
             }
             Verdict::Forward(mut admitted, payload) => {
+                if let Some(plan) = embed::plan(session, ctx, &admitted, &payload, &self.purges) {
+                    if self.draining.load(Ordering::Relaxed) {
+                        session.set_keepalive(None);
+                    }
+                    return embed::run(session, ctx, admitted, plan, self).await.map(|()| true);
+                }
                 let begun = course::begin(session.as_mut(), ctx, &mut admitted, payload).await;
                 let payload = begun.map_err(respond::into_error)?;
                 if matches!(payload, exchange::Payload::Streamed) {

@@ -56,6 +56,21 @@ pub struct Spill {
     pub reason: SpillReason,
 }
 
+/// What a cache had of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Cached {
+    /// `hit`, `miss`, `partial` or `bypass`.
+    pub result: &'static str,
+    /// Items that were known.
+    pub hits: usize,
+    /// Items that were asked for.
+    pub misses: usize,
+    /// Why it was passed over, where it was.
+    pub reason: Option<&'static str>,
+    /// Whether the usage is what the backend would have stated; unknown where there is none.
+    pub is_exact: Option<bool>,
+}
+
 /// What is found out about a request on its way.
 #[derive(Default)]
 pub struct Trail {
@@ -87,6 +102,8 @@ pub struct Trail {
     pub spill: Option<Spill>,
     /// That an attempt at a second endpoint was made while the first was slow, and whether that one answered.
     pub hedge: Option<bool>,
+    /// What a cache had of it.
+    pub cache: Option<Cached>,
     /// The status that the client got; 0 when it got none.
     pub status: u16,
     /// From the request's header to the header of the backend's answer.
@@ -136,6 +153,14 @@ struct Line<'a> {
     spill_reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     hedge: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_hits: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_misses: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_reason: Option<&'a str>,
     status: u16,
     error: Option<&'a str>,
     blame: Option<&'a str>,
@@ -194,6 +219,7 @@ impl Recorder {
             queued: trail.queued,
             spill: trail.spill.as_ref().map(|spill| (spill.from.as_str(), spill.reason.word())),
             hedge: trail.hedge.map(hedge_word),
+            cache: trail.cache.map(|cache| (cache.result, cache.hits, cache.misses)),
         });
         if self.access_log.is_on() {
             self.log(trail, request_id, total, request);
@@ -224,6 +250,10 @@ impl Recorder {
             spilled_from: trail.spill.as_ref().map(|spill| spill.from.as_str()),
             spill_reason: trail.spill.as_ref().map(|spill| spill.reason.word()),
             hedge: trail.hedge.map(hedge_word),
+            cache: trail.cache.map(|cache| cache.result),
+            cache_hits: trail.cache.map(|cache| cache.hits),
+            cache_misses: trail.cache.map(|cache| cache.misses),
+            cache_reason: trail.cache.and_then(|cache| cache.reason),
             status: trail.status,
             error: failure.map(Failure::label),
             blame: failure.map(|f| f.blame().word()),

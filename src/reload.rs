@@ -16,6 +16,7 @@ use crate::finder::Finder;
 use crate::probe;
 use crate::proxy::settings::ListenerSettings;
 use crate::proxy::snapshot::Snapshot;
+use crate::revision;
 use crate::scrape;
 use crate::telemetry::Telemetry;
 
@@ -110,13 +111,13 @@ impl Reloader {
 #[derive(Default)]
 struct Watch {
     finder: Finder,
-    asking: [JoinSet<()>; 2],
+    asking: [JoinSet<()>; 3],
 }
 
 impl Watch {
     fn follow(&mut self, snapshot: &Snapshot) {
         self.finder.follow(snapshot);
-        self.asking = [probe::start(snapshot), scrape::start(snapshot)];
+        self.asking = [probe::start(snapshot), scrape::start(snapshot), revision::start(snapshot)];
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::access_log::AccessLog;
 use crate::admin;
+use crate::cache::{Purges, Remote};
 use crate::config::Config;
 use crate::config::file::{CallerStore, LogTarget};
 use crate::directory::Directory;
@@ -86,7 +87,14 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(threads));
     server.bootstrap();
     let limiter = Arc::clone(&limits.limiter);
-    let gateway = Gateway { snapshot: Arc::clone(&snapshot), limiter, recorder, draining: Arc::clone(&draining) };
+    let purges = Arc::new(Purges::new(limits.store.clone().map(Remote::new)));
+    let gateway = Gateway {
+        snapshot: Arc::clone(&snapshot),
+        limiter,
+        purges: Arc::clone(&purges),
+        recorder,
+        draining: Arc::clone(&draining),
+    };
     let plane = DataPlane { gateway, header_timeout, idle_timeout, max_connections, open: Arc::default() };
     for http2_cleartext in [false, true] {
         let chosen = listeners.iter().filter(|l| l.http2_cleartext == http2_cleartext).collect::<Vec<_>>();
@@ -116,10 +124,11 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         token: admin.token,
         directory: Arc::clone(&directory),
         keys_file,
+        purges: Arc::clone(&purges),
     };
     let (stop, stopped) = watch::channel(false);
     let (working, done) = mpsc::channel(1);
-    let background = Background { limits, directory, stopped, working };
+    let background = Background { limits, directory, purges, stopped, working };
     let parts =
         Parts { reloader, asked, state, socket: admin_socket, ask, ready: Box::new(ready), listeners, background };
     let mut control = background_service("control", Control { parts: Mutex::new(Some(parts)) });
@@ -247,6 +256,7 @@ impl Limits {
 struct Background {
     limits: Limits,
     directory: Arc<Directory>,
+    purges: Arc<Purges>,
     stopped: watch::Receiver<bool>,
     /// Held while something is still working.
     working: mpsc::Sender<()>,
@@ -254,8 +264,9 @@ struct Background {
 
 impl Background {
     fn start(self) {
-        let Self { limits: Limits { limiter, store, courier, counts }, directory, stopped, working } = self;
+        let Self { limits: Limits { limiter, store, courier, counts }, directory, purges, stopped, working } = self;
         tokio::spawn(directory.follow());
+        tokio::spawn(async move { purges.follow().await });
         if let Some(store) = store {
             tokio::spawn(async move { store.keep().await });
         }

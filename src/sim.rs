@@ -291,6 +291,13 @@ impl Simulator {
         self.front.nim.as_ref().map_or_else(Usage::default, |nim| nim.engine.usage())
     }
 
+    /// Has a NIM serve another revision of its model from now on.
+    pub fn revise(&self, revision: &str) {
+        if let Some(nim) = &self.front.nim {
+            *nim.revision.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = revision.to_owned();
+        }
+    }
+
     /// Opens a gate once more, as `POST /_sim/gate/NAME` does.
     pub fn open_gate(&self, name: &str) {
         self.front.gates.open(name, 1);

@@ -49,6 +49,22 @@ pub struct Ended<'a> {
     pub spill: Option<(&'a str, &'a str)>,
     /// How a second attempt beside the first ended, if there was one.
     pub hedge: Option<&'a str>,
+    /// What a cache had of it, and how many items were known and asked for.
+    pub cache: Option<(&'a str, usize, usize)>,
+}
+
+/// How the cache of a pool is.
+pub struct Kept<'a> {
+    /// The pool.
+    pub pool: &'a str,
+    /// Its vectors in this process.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Seconds of backends that were not needed so far.
+    pub saved: f64,
+    /// Values that were found and are none, and answers that could not be kept.
+    pub unusable: [(&'static str, u64); 2],
 }
 
 /// What limits did so far, and how their store is.
@@ -91,6 +107,12 @@ pub struct Telemetry {
     spills: IntCounterVec,
     hedges: IntCounterVec,
     shadows: IntCounterVec,
+    cache_requests: IntCounterVec,
+    cache_items: IntCounterVec,
+    cache_unusable: IntCounterVec,
+    cache_entries: IntGaugeVec,
+    cache_bytes: IntGaugeVec,
+    cache_saved: CounterVec,
     quota_checks: IntCounterVec,
     quota_refusals: IntCounterVec,
     round_trips: IntCounterVec,
@@ -201,6 +223,29 @@ impl Telemetry {
                 "Copies of requests for another pool: good, failed, or dropped for want of room.",
                 &["pool", "result"],
             )?,
+            cache_requests: counters(
+                "nimgate_cache_requests_total",
+                "Requests of pools with a cache: hit, miss, partial, or bypass.",
+                &["pool", "result"],
+            )?,
+            cache_items: counters(
+                "nimgate_cache_items_total",
+                "Items of such requests that were known, and that were asked for.",
+                &["pool", "result"],
+            )?,
+            cache_unusable: counters(
+                "nimgate_cache_unusable_total",
+                "Kept values that are none, and answers that could not be kept.",
+                &["pool", "what"],
+            )?,
+            cache_entries: gauges("nimgate_cache_entries", "Vectors kept in this process.", &["pool"])?,
+            cache_bytes: gauges("nimgate_cache_bytes", "Their bytes.", &["pool"])?,
+            cache_saved: {
+                let opts = Opts::new("nimgate_cache_saved_seconds_total", "Time of backends that was not needed.");
+                let made = CounterVec::new(opts, &["pool"])?;
+                registry.register(Box::new(made.clone()))?;
+                made
+            },
             quota_checks: counters(
                 "nimgate_quota_checks_total",
                 "Checks of limits: local ones asked nobody, waited ones asked Redis, away ones could not.",
@@ -264,6 +309,12 @@ impl Telemetry {
         if let Some(result) = ended.hedge {
             self.hedges.with_label_values(&[ended.pool, result]).inc();
         }
+        if let Some((result, hits, misses)) = ended.cache {
+            self.cache_requests.with_label_values(&[ended.pool, result]).inc();
+            for (result, items) in [("hit", hits), ("miss", misses)] {
+                self.cache_items.with_label_values(&[ended.pool, result]).inc_by(items as u64);
+            }
+        }
         if let Some(spend) = ended.spend {
             self.spend.with_label_values(&[ended.pool, ended.model]).inc_by(spend as f64 / 1e9);
         }
@@ -303,6 +354,7 @@ impl Telemetry {
         endpoints: impl Iterator<Item = (&'a str, String, usize, bool)>,
         waiting: impl Iterator<Item = (&'a str, usize)>,
         limits: &Limits,
+        caches: impl Iterator<Item = Kept<'a>>,
     ) -> prometheus::Result<String> {
         let timer = self.render.start_timer();
         self.endpoint_in_flight.reset();
@@ -314,6 +366,18 @@ impl Telemetry {
         self.queue_waiting.reset();
         for (pool, waiting) in waiting {
             self.queue_waiting.with_label_values(&[pool]).set(waiting as i64);
+        }
+        self.cache_entries.reset();
+        self.cache_bytes.reset();
+        for cache in caches {
+            self.cache_entries.with_label_values(&[cache.pool]).set(cache.entries as i64);
+            self.cache_bytes.with_label_values(&[cache.pool]).set(cache.bytes as i64);
+            let saved = self.cache_saved.with_label_values(&[cache.pool]);
+            saved.inc_by((cache.saved - saved.get()).max(0.0));
+            for (what, count) in cache.unusable {
+                let counter = self.cache_unusable.with_label_values(&[cache.pool, what]);
+                counter.inc_by(count.saturating_sub(counter.get()));
+            }
         }
         let raise = |counters: &IntCounterVec, label: &str, to: u64| {
             let counter = counters.with_label_values(&[label]);
@@ -388,6 +452,7 @@ mod tests {
             queued: Some(Duration::from_millis(2)),
             spill: Some(("own", "overload")),
             hedge: Some("won"),
+            cache: Some(("partial", 3, 2)),
         });
         telemetry.reloaded(Some(3));
         let limits = Limits {
@@ -398,8 +463,9 @@ mod tests {
             is_up: Some(true),
             replicas: 2,
         };
-        let page =
-            telemetry.page([("p", "e:1".to_owned(), 4, true)].into_iter(), [("p", 5)].into_iter(), &limits).unwrap();
+        let endpoints = [("p", "e:1".to_owned(), 4, true)].into_iter();
+        let kept = Kept { pool: "p", entries: 6, bytes: 7, saved: 0.5, unusable: [("spoilt", 1), ("unkept", 2)] };
+        let page = telemetry.page(endpoints, [("p", 5)].into_iter(), &limits, [kept].into_iter()).unwrap();
         for line in [
             r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,
             "nimgate_requests_in_flight 0",
@@ -415,6 +481,11 @@ mod tests {
             r#"_queue_wait_seconds_count{pool="p"} 1"#,
             r#"nimgate_spills_total{from="own",pool="p",reason="overload"} 1"#,
             r#"nimgate_hedges_total{pool="p",result="won"} 1"#,
+            r#"nimgate_cache_requests_total{pool="p",result="partial"} 1"#,
+            r#"nimgate_cache_items_total{pool="p",result="hit"} 3"#,
+            r#"nimgate_cache_unusable_total{pool="p",what="unkept"} 2"#,
+            r#"nimgate_cache_bytes{pool="p"} 7"#,
+            r#"nimgate_cache_saved_seconds_total{pool="p"} 0.5"#,
         ] {
             assert!(page.contains(line), "{line}\n{page}");
         }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 28] = [
+const ARROWS: [(&str, &[&str]); 30] = [
     ("admission", &["ids"]),
     ("ids", &[]),
     ("discovery", &[]),
@@ -31,6 +31,8 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("upstream", &["ids"]),
     ("store", &[]),
     ("quota", &["ids", "store"]),
+    ("cache", &["ids", "store"]),
+    ("revision", &["balance", "probe", "proxy"]),
     ("failure", &["ids", "admission", "auth", "balance", "catalogue", "quota", "route", "schema", "upstream"]),
     ("access_log", &[]),
     ("telemetry", &["ids"]),
@@ -42,6 +44,7 @@ const ARROWS: [(&str, &[&str]); 28] = [
             "admission",
             "auth",
             "balance",
+            "cache",
             "catalogue",
             "discovery",
             "failure",
@@ -61,16 +64,29 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ),
     ("probe", &["balance", "proxy"]),
     ("directory", &["auth", "config", "proxy", "quota", "store"]),
-    ("reload", &["config", "directory", "finder", "probe", "proxy", "quota", "scrape", "telemetry"]),
+    ("reload", &["config", "directory", "finder", "probe", "proxy", "quota", "revision", "scrape", "telemetry"]),
     (
         "admin",
-        &["admission", "auth", "balance", "config", "directory", "proxy", "quota", "reload", "store", "telemetry"],
+        &[
+            "admission",
+            "auth",
+            "balance",
+            "cache",
+            "config",
+            "directory",
+            "proxy",
+            "quota",
+            "reload",
+            "store",
+            "telemetry",
+        ],
     ),
     (
         "server",
         &[
             "access_log",
             "admin",
+            "cache",
             "config",
             "directory",
             "probe",
@@ -87,7 +103,7 @@ const ARROWS: [(&str, &[&str]); 28] = [
 ];
 /// Libraries and the only modules that may name them.
 const LIBRARIES: [(&str, &[&str]); 10] = [
-    ("redis", &["store", "quota", "directory"]),
+    ("redis", &["store", "quota", "directory", "cache"]),
     ("hickory_resolver", &["discovery"]),
     ("kube", &["discovery"]),
     ("k8s_openapi", &["discovery"]),

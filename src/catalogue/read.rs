@@ -3,7 +3,7 @@
 use http::{HeaderName, Method};
 use serde_json::{Map, Value, json};
 
-use super::{Body, Errors, Format, Operation, Tokens, Video};
+use super::{Body, Cacheable, Errors, Format, Operation, Tokens, Video};
 use crate::ids::ApiName;
 
 const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
@@ -73,6 +73,7 @@ impl Reader<'_> {
             routes_by_model: flag("x-nimgate-routes-by-model"),
             answer_requires: self.strings("x-nimgate-answer-requires").into(),
             tokens: self.source.get("x-nimgate-tokens").map(Tokens::read).transpose()?,
+            cacheable: self.source.get("x-nimgate-cacheable").map(Cacheable::read).transpose()?,
             video: self.source.get("x-nimgate-video").map(Video::read).transpose()?,
             body_limit: body_limit(self.source)?.unwrap_or(limit),
             headers: self.header_names()?,

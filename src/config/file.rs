@@ -29,7 +29,7 @@ mod quotas;
 
 pub use discovery::{Cluster, Discovery, DnsName, Port as PodPort, Scheme, Service, SrvName};
 pub use keys::{Key, Keys, Limit, Org, Per, Previous, Priority, Team};
-pub use load::{Balance, Breaker, Hedge, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason};
+pub use load::{Balance, Breaker, Cache, CacheScope, Hedge, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason};
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
 
 /// The configuration of nimgate.
@@ -324,6 +324,9 @@ pub struct Pool {
     /// Copies of requests for another pool.
     #[serde(default)]
     pub shadow: Option<Shadow>,
+    /// Vectors that were asked for before.
+    #[serde(default)]
+    pub cache: Cache,
     /// How long things may take.
     #[serde(default)]
     pub timeouts: Timeouts,

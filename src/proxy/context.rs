@@ -11,6 +11,7 @@ use super::exchange;
 use super::snapshot::Snapshot;
 use crate::balance::Lease;
 use crate::balance::affinity::Chain;
+use crate::cache::Awaited;
 use crate::catalogue::{Errors, Format};
 use crate::failure::Failure;
 use crate::ids::{OperationIndex, PoolIndex, RequestId};
@@ -69,6 +70,12 @@ pub struct RequestContext {
     pub is_opened: bool,
     /// Something of a backend's answer was passed on.
     pub is_begun: bool,
+    /// Others who wait for what it asks.
+    pub awaited: Awaited,
+    /// Tokens of its answer that no backend computed for it.
+    pub known: u64,
+    /// Whether they count as used.
+    pub counts_known: bool,
 }
 
 /// What the request was admitted to.
@@ -125,6 +132,9 @@ impl RequestContext {
             event_stream: false,
             is_opened: false,
             is_begun: false,
+            awaited: Awaited::default(),
+            known: 0,
+            counts_known: true,
         }
     }
 

@@ -375,6 +375,10 @@ pub(super) fn fitting(ctx: &RequestContext, admitted: &Admitted, to: PoolIndex) 
 
 /// Until when the request is worth waiting for: all its time counts from its header on, a wait from its own begin.
 pub(super) fn deadline(ctx: &mut RequestContext, wait: Duration, total: Duration) -> Instant {
-    let own = ctx.timeout.map_or(total, |timeout| timeout.min(total));
-    (Instant::from_std(ctx.started) + own).min(ctx.course.waits() + wait)
+    end(ctx, total).min(ctx.course.waits() + wait)
+}
+
+/// When all the time of the request is over: what its pool allows, or its caller.
+pub(super) fn end(ctx: &RequestContext, total: Duration) -> Instant {
+    Instant::from_std(ctx.started) + ctx.timeout.map_or(total, |timeout| timeout.min(total))
 }

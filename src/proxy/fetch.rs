@@ -2,7 +2,7 @@
 //!
 //! Connects to the leased address; `Host` and the name in TLS are the endpoint's.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -42,7 +42,10 @@ pub struct Answer {
 
 /// A body that has to move.
 pub struct Stream {
-    body: Incoming,
+    /// Pieces that were read already, or were never sent.
+    held: VecDeque<Bytes>,
+    /// Absent where all is held.
+    body: Option<Incoming>,
     silence: Duration,
     end: Instant,
 }
@@ -98,7 +101,10 @@ impl Fetcher {
                 Ok(Ok(answer)) => {
                     let (parts, body) = answer.into_parts();
                     let header = ResponseHeader::from(parts);
-                    Ok(Answer { header, body: Stream { body, silence: timeouts.between_chunks, end } })
+                    Ok(Answer {
+                        header,
+                        body: Stream { held: VecDeque::new(), body: Some(body), silence: timeouts.between_chunks, end },
+                    })
                 }
                 Ok(Err(error)) => Err(failure(&error)),
                 Err(_) if first_byte == end => Err(Failure::TotalTimeout),
@@ -109,11 +115,39 @@ impl Fetcher {
 }
 
 impl Stream {
+    /// A body that is here.
+    pub fn of(body: Bytes) -> Self {
+        Self { held: [body].into(), body: None, silence: Duration::ZERO, end: Instant::now() }
+    }
+
+    /// Reads all of it; nothing when it is larger than `most`. What was read is still to come.
+    pub async fn collect(&mut self, most: usize) -> Result<Option<Bytes>, Failure> {
+        let (mut pieces, mut length) = (VecDeque::new(), 0);
+        while let Some(piece) = self.next().await? {
+            length += piece.len();
+            pieces.push_back(piece);
+            if length > most {
+                self.held = pieces;
+                return Ok(None);
+            }
+        }
+        let whole = match pieces.len() {
+            1 => pieces.pop_front().unwrap_or_default(),
+            _ => pieces.make_contiguous().concat().into(),
+        };
+        (self.held, self.body) = ([whole.clone()].into(), None);
+        Ok(Some(whole))
+    }
+
     /// The next piece; none at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        if let Some(piece) = self.held.pop_front() {
+            return Ok(Some(piece));
+        }
+        let Some(body) = &mut self.body else { return Ok(None) };
         loop {
             let silent = Instant::now() + self.silence;
-            let frame = match timeout_at(silent.min(self.end), self.body.frame()).await {
+            let frame = match timeout_at(silent.min(self.end), body.frame()).await {
                 Ok(frame) => frame,
                 Err(_) if silent < self.end => return Err(Failure::UpstreamStalled),
                 Err(_) => return Err(Failure::TotalTimeout),
@@ -132,7 +166,7 @@ impl Stream {
 
     /// Whether everything was read.
     pub fn is_end(&self) -> bool {
-        self.body.is_end_stream()
+        self.held.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pingora_error::{Error, Result};
@@ -23,6 +24,9 @@ use crate::admission::Pass;
 use crate::balance::{Ask, Lease, now};
 use crate::failure::Failure;
 use crate::upstream::Kind;
+
+/// How often a request whose client left looks whether others still wait for it.
+const NEXT_LOOK: Duration = Duration::from_millis(20);
 
 type Sent = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send>>;
 
@@ -67,7 +71,11 @@ fn send(session: &Session, ctx: &RequestContext, lease: &Lease, body: &Bytes) ->
     Ok(Box::pin(state.fetcher().send(request, body.clone(), lease, end)))
 }
 
-async fn first_answer(session: &mut Session, ctx: &mut RequestContext, payload: Payload) -> Result<Answer, Failure> {
+pub(super) async fn first_answer(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    payload: Payload,
+) -> Result<Answer, Failure> {
     let snapshot = Arc::clone(&ctx.snapshot);
     let mut body = whole(payload);
     loop {
@@ -110,6 +118,8 @@ async fn race(
     let mut slow = patience.filter(|_| ctx.trail.hedge.is_none()).map(|time| Instant::now() + time);
     state.hedges.deposit();
     let mut second: Option<Second> = None;
+    // Its client left, but others wait for the same.
+    let mut is_left = false;
     loop {
         let is_hedged = second.is_some();
         let other = async {
@@ -123,9 +133,13 @@ async fn race(
             answer = &mut first => Event::First(answer),
             answer = other, if is_hedged => Event::Second(answer),
             () = tokio::time::sleep_until(slow.unwrap_or_else(Instant::now)), if slow.is_some() => Event::Slow,
-            left = session.as_mut().read_body_or_idle(true) => if left.is_err() { Event::Left } else { continue },
+            left = session.as_mut().read_body_or_idle(true), if !is_left => {
+                if left.is_err() { Event::Left } else { continue }
+            }
+            () = tokio::time::sleep(NEXT_LOOK), if is_left => Event::Left,
         };
         match event {
+            Event::Left if ctx.awaited.is_any() => is_left = true,
             Event::Left => return Err(Failure::ClientClosed),
             Event::Slow => {
                 slow = None;
@@ -193,13 +207,13 @@ fn is_good(answer: &Answer) -> bool {
     answer.header.status.as_u16() < 429
 }
 
-fn bad(answer: &Answer, state: &PoolState) -> crate::balance::Verdict {
+pub(super) fn bad(answer: &Answer, state: &PoolState) -> crate::balance::Verdict {
     let by_platform = state.settings.kind != Kind::Nim;
     let (fault, _) = state.settings.kind.read_fault(answer.header.status.as_u16(), &answer.header.headers, &[]);
     load::verdict(&Failure::upstream(fault, by_platform), load::pause(&answer.header.headers))
 }
 
-fn whole(payload: Payload) -> Bytes {
+pub(super) fn whole(payload: Payload) -> Bytes {
     match payload {
         Payload::Buffered(mut pieces) if pieces.len() == 1 => pieces.pop().unwrap_or_default(),
         Payload::Buffered(pieces) => pieces.concat().into(),
@@ -208,7 +222,7 @@ fn whole(payload: Payload) -> Bytes {
 }
 
 /// Passes an answer on: judged, metered and decorated as every other.
-async fn pour(session: &mut Session, ctx: &mut RequestContext, answer: Answer) -> Result<()> {
+pub(super) async fn pour(session: &mut Session, ctx: &mut RequestContext, answer: Answer) -> Result<()> {
     let Answer { mut header, mut body } = answer;
     accept(ctx, &mut header);
     let judge = Judge::new(&ctx.snapshot, ctx.admitted()?, ctx);

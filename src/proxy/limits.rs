@@ -120,7 +120,8 @@ fn used(ctx: &RequestContext) -> Option<(Used, bool)> {
     let used = Used { video_seconds: most.video_seconds, answered: true, ..Used::default() };
     if let Some(usage) = meter.usage() {
         // A backend may state anything.
-        let [input, output] = [usage.input, usage.output].map(|tokens| tokens.min(LARGEST));
+        let free = if ctx.counts_known { 0 } else { ctx.known };
+        let [input, output] = [usage.input.saturating_sub(free), usage.output].map(|tokens| tokens.min(LARGEST));
         return Some((Used { input, output, ..used }, true));
     }
     let Some(tokens) = &operation.tokens else { return Some((used, true)) };

@@ -194,7 +194,7 @@ pub async fn send(session: &mut Session, ctx: &RequestContext, reply: Reply) -> 
 
 /// Headers that scripts in browsers may read.
 const EXPOSED: &str = "x-request-id, x-nimgate-error, x-nimgate-blame, x-nimgate-pool, x-nimgate-queue-ms, \
-                       x-nimgate-spill, sunset, nvcf-reqid, nvcf-status, \
+                       x-nimgate-spill, x-nimgate-cache, x-nimgate-usage, sunset, nvcf-reqid, nvcf-status, \
                        retry-after, x-should-retry, ratelimit, ratelimit-policy, x-ratelimit-limit-requests, \
                        x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, \
                        x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
@@ -210,6 +210,14 @@ pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()>
     }
     if let Some(spill) = &ctx.trail.spill {
         header.insert_header("x-nimgate-spill", format!("{}; from={}", spill.reason.word(), spill.from.as_str()))?;
+    }
+    if let Some(cache) = &ctx.trail.cache {
+        let mut text = format!("{}; hits={}, misses={}", cache.result, cache.hits, cache.misses);
+        cache.reason.iter().for_each(|reason| text += &format!("; reason={reason}"));
+        header.insert_header("x-nimgate-cache", text)?;
+        if let Some(is_exact) = cache.is_exact {
+            header.insert_header("x-nimgate-usage", if is_exact { "exact" } else { "estimated" })?;
+        }
     }
     let life = ctx.admitted.as_ref().and_then(|admitted| admitted.life.as_ref());
     if let Some(end) = life.and_then(|life| life.end) {

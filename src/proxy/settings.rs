@@ -110,6 +110,8 @@ pub struct PoolSettings {
     pub hedge: Option<HedgeSettings>,
     /// Copies for another pool.
     pub shadow: Option<ShadowSettings>,
+    /// Vectors that were asked for before; absent when off.
+    pub cache: Option<CacheSettings>,
     /// How an endpoint is chosen.
     pub balance: balance::Tuning,
     /// Asking endpoints for their load; absent when off.
@@ -204,6 +206,42 @@ pub struct ShadowSettings {
     pub max_in_flight: usize,
     /// The largest body, in bytes.
     pub max_body: usize,
+}
+
+/// Who shares kept vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheScope {
+    /// The callers of an organisation.
+    Org,
+    /// Everybody.
+    Global,
+    /// Each key for itself.
+    Key,
+}
+
+/// How vectors are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CacheSettings {
+    /// For how long.
+    pub ttl: Duration,
+    /// By how much of that a single vector may end sooner, 0 to 1.
+    pub jitter: f64,
+    /// Who shares them.
+    pub scope: CacheScope,
+    /// Most bytes in this process.
+    pub most_bytes: u64,
+    /// Whether they are kept in Redis too.
+    pub in_redis: bool,
+    /// The longest wait for Redis.
+    pub budget: Duration,
+    /// The largest that is kept, in bytes.
+    pub largest_value: usize,
+    /// Whether images and videos are kept by their content.
+    pub keeps_media: bool,
+    /// Whether what was known counts as used.
+    pub count_cached: bool,
+    /// Time between questions for the revision.
+    pub interval: Duration,
 }
 
 /// Where the endpoints of a pool come from.

@@ -17,13 +17,15 @@ use tower::retry::budget::TpsBudget;
 
 use super::fetch::Fetcher;
 use super::params::{Params, Place};
+use super::revision::Revision;
 use super::settings::{
     ClientSettings, CorsSettings, Endpoints, MeterSettings, PoolSettings, QueueSettings, RetrySettings, Settings,
 };
 use crate::admission::{self, Gate};
 use crate::auth::{self, Caller, Denied, KeyRing};
 use crate::balance::{Endpoint, Members, Pool, now};
-use crate::catalogue::{Body, Catalogue, Operation};
+use crate::cache::{self, Cache, Rules};
+use crate::catalogue::{Body, Cacheable, Catalogue, Operation};
 use crate::failure::Failure;
 use crate::ids::{ApiName, OperationIndex, PoolIndex};
 use crate::quota::{self, Book, Limiter};
@@ -106,12 +108,24 @@ pub struct PoolState {
     /// Copies for its shadow that may be in flight.
     pub copies: Arc<Semaphore>,
     fetcher: OnceLock<Fetcher>,
+    /// Vectors that were asked for before.
+    pub vectors: Option<Vectors>,
     /// The compiled schemas of its API under its settings.
     pub checks: Arc<HashMap<OperationIndex, Checks>>,
     /// Authorities to trust in place of the system's.
     pub(super) authorities: Option<Arc<CaType>>,
     /// Keeps connections apart whose trust or protocol differs; pingora's own key leaves both out.
     pub(super) connection_group: u64,
+}
+
+/// The vectors of a pool, and what tells them apart.
+pub struct Vectors {
+    /// The vectors.
+    pub cache: Arc<Cache>,
+    /// What the members of requests mean, by operation.
+    pub rules: HashMap<OperationIndex, Rules>,
+    /// The revision of the model that its endpoints serve.
+    pub revision: Arc<Revision>,
 }
 
 /// The compiled schemas of one operation.
@@ -149,7 +163,7 @@ impl Snapshot {
                     checks
                 }
             };
-            states.push(PoolState::new(settings, checks, previous));
+            states.push(PoolState::new(settings, checks, &catalogue, previous));
         }
         let routes = RouteTable::new(route_settings(&catalogue, &states))?;
         Ok(Self {
@@ -207,7 +221,12 @@ impl PoolState {
         self.fetcher.get_or_init(|| Fetcher::new(&self.settings))
     }
 
-    fn new(settings: PoolSettings, checks: Arc<HashMap<OperationIndex, Checks>>, previous: Option<&Snapshot>) -> Self {
+    fn new(
+        settings: PoolSettings,
+        checks: Arc<HashMap<OperationIndex, Checks>>,
+        catalogue: &Catalogue,
+        previous: Option<&Snapshot>,
+    ) -> Self {
         let before = previous.and_then(|s| s.pools.iter().find(|p| p.settings.name == settings.name));
         let members = members(&settings.endpoints, before);
         let pool = match before {
@@ -246,6 +265,7 @@ impl PoolState {
             hedges,
             copies,
             fetcher: OnceLock::new(),
+            vectors: vectors(&settings, catalogue, before),
             checks,
             authorities: wrapped,
             connection_group: hasher.finish(),
@@ -253,6 +273,42 @@ impl PoolState {
         };
         state.resize();
         state
+    }
+}
+
+/// The vectors of a pool: those that it has, unless they are kept otherwise now.
+fn vectors(settings: &PoolSettings, catalogue: &Catalogue, before: Option<&PoolState>) -> Option<Vectors> {
+    let wanted = settings.cache.as_ref()?;
+    let operations = catalogue.apis.get(&settings.api).map_or(&[][..], |api| &api.operations);
+    let cacheable = operations.iter().filter_map(|o| Some((*o, catalogue.operation(*o).cacheable.as_ref()?)));
+    let rules: HashMap<OperationIndex, Rules> = cacheable.map(|(o, cacheable)| (o, rules(cacheable))).collect();
+    let settings = cache::Settings {
+        ttl: wanted.ttl,
+        jitter: wanted.jitter,
+        most_bytes: wanted.most_bytes,
+        in_redis: wanted.in_redis,
+        budget: wanted.budget,
+        largest_value: wanted.largest_value,
+        keeps_media: wanted.keeps_media,
+        batch: rules.values().map(|rules| rules.batch).min().unwrap_or_default(),
+    };
+    let kept = before.and_then(|before| before.vectors.as_ref()).filter(|kept| *kept.cache.settings() == settings);
+    let cache = kept.map_or_else(|| Arc::new(Cache::new(settings)), |kept| Arc::clone(&kept.cache));
+    Some(Vectors { cache, rules, revision: Arc::default() })
+}
+
+fn rules(cacheable: &Cacheable) -> Rules {
+    let text = |value: &serde_json::Value| cache::canonical(&value.to_string()).unwrap_or_default();
+    let Cacheable { input, encoding, ignored, per_item, defaults, only, never, batch } = cacheable;
+    Rules {
+        input: input.clone(),
+        encoding: encoding.clone(),
+        ignored: ignored.clone(),
+        per_item: per_item.clone(),
+        defaults: defaults.iter().map(|(name, value)| (name.clone(), text(value))).collect(),
+        only: only.iter().map(|(name, values)| (name.clone(), values.iter().map(text).collect())).collect(),
+        never: never.clone(),
+        batch: *batch,
     }
 }
 

@@ -87,8 +87,12 @@ pub(super) async fn answer_embed1(State(nim): State<Arc<Nim>>, request: Request<
 async fn run(nim: &Nim, job: Job<'_>, run: &Run) -> Response {
     let mut slot = nim.engine.admit(run).await;
     slot.items(job.items.len()).await;
+    let revision = nim.revision();
     let data = job.items.iter().enumerate().map(|(index, item)| {
-        let floats = vector(&[job.base, job.kind, item], job.length);
+        let floats = match revision.as_str() {
+            "1.0.0" => vector(&[job.base, job.kind, item], job.length),
+            revision => vector(&[job.base, job.kind, item, revision], job.length),
+        };
         let embedding = if job.base64 { Vector::Base64(encode(&floats)) } else { Vector::Floats(floats) };
         Item { object: "embedding", index, embedding }
     });

@@ -95,7 +95,7 @@ async fn metadata(State(nim): State<Arc<Nim>>) -> Response {
         "modelInfo": nim.models.iter().map(info).collect::<Vec<_>>(),
         "repository_override": "",
         "selectedModelProfileId": "5157a0d4b6a3ef7a7d0a33b9c0e0f2dcd2ba6a4b8d1d7f1f2c3f4b5a69788796",
-        "version": "1.0.0"
+        "version": nim.revision()
     });
     reply::json(StatusCode::OK, &body)
 }

@@ -1,6 +1,6 @@
 //! NIM containers: what all families share, and which family serves which inference path.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::body::Body;
@@ -25,6 +25,8 @@ pub(super) struct Nim {
     pub(super) settings: Settings,
     pub(super) models: Vec<String>,
     pub(super) engine: Engine,
+    /// Which revision of its model it serves.
+    pub(super) revision: Mutex<String>,
     shape: Shape,
 }
 
@@ -58,7 +60,7 @@ impl Refusal {
 pub(super) fn router(kind: Kind, settings: Settings, shape: Shape) -> (Arc<Nim>, Router) {
     let engine = Engine::new(&settings);
     let models = if settings.models.is_empty() { usual_models(kind) } else { settings.models.clone() };
-    let nim = Arc::new(Nim { kind, settings, models, engine, shape });
+    let nim = Arc::new(Nim { kind, settings, models, engine, revision: Mutex::new("1.0.0".into()), shape });
     let routes = match kind {
         Kind::Llm | Kind::Vlm => Router::new()
             .route("/v1/chat/completions", post(chat::answer))
@@ -80,6 +82,11 @@ pub(super) fn router(kind: Kind, settings: Settings, shape: Shape) -> (Arc<Nim>,
 }
 
 impl Nim {
+    /// Which revision of its model it serves.
+    pub(super) fn revision(&self) -> String {
+        self.revision.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The first model is the one that metrics and metadata are about.
     pub(super) fn model(&self) -> &str {
         self.models.first().map_or("", String::as_str)

@@ -158,6 +158,52 @@ section! {
     }
 }
 
+/// Who shares kept vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheScope {
+    /// The callers of an organisation.
+    Org,
+    /// Everybody.
+    Global,
+    /// Each key for itself.
+    Key,
+}
+
+section! {
+    /// Vectors that were asked for before, item by item. Only for APIs that say how they may be kept.
+    Cache {
+        /// Whether they are kept.
+        enabled: bool = false,
+        /// For how long.
+        #[schemars(range(min = 1, max = 31_536_000))]
+        ttl_s: u64 = 86_400,
+        /// By how much of that a single vector may end sooner, in percent.
+        #[schemars(range(max = 90))]
+        jitter_percent: u32 = 10,
+        /// Who shares them: `org`, `global`, `key`. Whoever does can tell by the time of an answer what others asked.
+        scope: CacheScope = CacheScope::Org,
+        /// Most memory in this process.
+        #[schemars(range(min = 1, max = 1_048_576))]
+        max_mib: u64 = 256,
+        /// Whether they are kept in Redis too, where there is one.
+        redis: bool = true,
+        /// The longest that a request waits for Redis before it is asked as if there were none.
+        #[schemars(range(min = 1, max = 10_000))]
+        budget_ms: u64 = 10,
+        /// The largest vector that is kept.
+        #[schemars(range(min = 1, max = 16_384))]
+        max_value_kib: usize = 64,
+        /// Whether images and videos in requests are kept by their content. URLs never are.
+        media: bool = false,
+        /// Whether what was known counts as used, towards limits and spend.
+        count_cached: bool = true,
+        /// How often endpoints are asked which revision of their model they serve.
+        #[schemars(range(min = 50, max = 3_600_000))]
+        revision_interval_ms: u64 = 1000,
+    }
+}
+
 /// Copies of some callers' requests for another pool. Their answers are dropped; nothing waits for them.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

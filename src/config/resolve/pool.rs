@@ -1,6 +1,7 @@
 //! Pools: their names, models, endpoints, TLS and what is sent to them.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, Utc};
 use http::{HeaderName, HeaderValue, Uri};
@@ -12,8 +13,8 @@ use crate::config::check::escaped;
 use crate::config::file;
 use crate::ids::PoolIndex;
 use crate::proxy::settings::{
-    Endpoints, HedgeSettings, PoolSettings, ProbeSettings, QueueSettings, RetrySettings, ScrapeSettings,
-    ShadowSettings, SpillSettings, Timeouts, TlsSettings,
+    CacheScope, CacheSettings, Endpoints, HedgeSettings, PoolSettings, ProbeSettings, QueueSettings, RetrySettings,
+    ScrapeSettings, ShadowSettings, SpillSettings, Timeouts, TlsSettings,
 };
 use crate::{balance, route, schema, upstream};
 
@@ -32,6 +33,7 @@ impl Resolver<'_> {
                 self.mistake(&format!("{pointer}/default"), reason);
             }
             self.pool_api(&pointer, pool, catalogue);
+            self.cacheable(&pointer, pool, catalogue);
             resolved.push(self.pool(&pointer, pool, file));
         }
         self.model_names(&file.pools, catalogue);
@@ -142,6 +144,7 @@ impl Resolver<'_> {
                 budget: pool.hedge.budget_percent as f32 / 100.0,
             }),
             shadow: self.shadow(pointer, pool, file),
+            cache: pool.cache.enabled.then(|| cache(&pool.cache)),
             balance: tuning(pool),
             scrape: pool.metrics.enabled.unwrap_or(pool.kind == file::Kind::Nim).then(|| ScrapeSettings {
                 path: pool.metrics.path.clone(),
@@ -150,6 +153,23 @@ impl Resolver<'_> {
                 max_bytes: pool.metrics.max_kib * 1024,
                 in_answers: pool.metrics.in_answers,
             }),
+        }
+    }
+
+    /// A cache needs to know what vectors follow from.
+    fn cacheable(&mut self, pointer: &str, pool: &file::Pool, catalogue: Option<&Catalogue>) {
+        if !pool.cache.enabled {
+            return;
+        }
+        let at = format!("{pointer}/cache/enabled");
+        let api = catalogue.and_then(|c| Some((c, c.apis.get(pool.api.as_str())?)));
+        if let Some((catalogue, api)) = api
+            && !api.operations.iter().any(|o| catalogue.operation(*o).cacheable.is_some())
+        {
+            self.mistake(&at, format!("no operation of the API {} says how its answers may be kept", pool.api));
+        }
+        if pool.kind != file::Kind::Nim {
+            self.mistake(&at, "only endpoints of kind nim tell which revision of a model they serve");
         }
     }
 
@@ -360,6 +380,25 @@ impl Resolver<'_> {
             }
         }
         Some(TlsSettings { authorities, server_name: pool.tls.server_name.clone() })
+    }
+}
+
+fn cache(cache: &file::Cache) -> CacheSettings {
+    CacheSettings {
+        ttl: Duration::from_secs(cache.ttl_s),
+        jitter: f64::from(cache.jitter_percent) / 100.0,
+        scope: match cache.scope {
+            file::CacheScope::Org => CacheScope::Org,
+            file::CacheScope::Global => CacheScope::Global,
+            file::CacheScope::Key => CacheScope::Key,
+        },
+        most_bytes: cache.max_mib * MIB as u64,
+        in_redis: cache.redis,
+        budget: ms(cache.budget_ms),
+        largest_value: cache.max_value_kib * 1024,
+        keeps_media: cache.media,
+        count_cached: cache.count_cached,
+        interval: ms(cache.revision_interval_ms),
     }
 }
 
