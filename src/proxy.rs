@@ -257,7 +257,7 @@ impl ProxyHttp for Gateway {
             return error;
         }
         let failure = respond::failure_of(&error, ctx);
-        let again = course::ran(&error, &failure, true).is_some_and(|ran| course::may_go_on(ctx, failure, ran));
+        let again = course::ran(&error, &failure).is_some_and(|ran| course::may_go_on(ctx, failure, ran));
         if again && reused {
             ctx.course.was_kept();
         }

@@ -4,7 +4,7 @@
 pub struct Policy {
     /// Its name in the table and for `--policy`.
     pub name: &'static str,
-    /// What it adds to the pool's configuration, one key.
+    /// What it adds to the pool's configuration.
     pub yaml: &'static str,
     /// Run only when it is named.
     pub is_extra: bool,
@@ -16,6 +16,7 @@ impl Policy {
         // Places for as many requests as an endpoint has slots; what is more waits at the gateway.
         Self { name: "work+queue", yaml: "balance: {policy: work, max_in_flight: 16}", is_extra: false },
         Self { name: "work", yaml: "balance: {policy: work}", is_extra: false },
+        Self { name: "work-blind", yaml: "balance: {policy: work}\n    metrics: {enabled: false}", is_extra: true },
         Self { name: "least_in_flight", yaml: "balance: {policy: least_in_flight}", is_extra: false },
         Self { name: "round_robin", yaml: "balance: {policy: round_robin}", is_extra: false },
         Self { name: "random", yaml: "balance: {policy: random}", is_extra: false },

@@ -119,11 +119,10 @@ impl Request<'_> {
                 if !bytes.is_empty() || *required {
                     let document = body::parse(&bytes).await?;
                     check_body(checks, &document, &mut found);
-                    read = Some(Arc::new(document));
+                    read = Some(document);
                 }
                 if state.settings.has_others() {
-                    source =
-                        Some(Source { bytes: bytes.clone(), document: read.clone(), model: None, ask_usage: None });
+                    source = Some(Source { bytes: bytes.clone(), document: None, model: None, ask_usage: None });
                 }
                 Payload::Buffered(vec![bytes])
             }
@@ -133,7 +132,10 @@ impl Request<'_> {
             }
         };
         refuse_violations(found, state.settings.schema.max_violations)?;
-        limits::reserve(ctx, operation, None, read.as_deref()).await?;
+        limits::reserve(ctx, operation, None, read.as_ref()).await?;
+        if let Some(source) = &mut source {
+            source.document = read.map(Arc::new);
+        }
         Ok(self.forward(pool, index, limit, payload, source, None))
     }
 
@@ -152,7 +154,7 @@ impl Request<'_> {
         require_json(&session.req_header().headers)?;
         let bytes = body::read(session.as_mut(), self.largest(&operations, within), &self.snapshot.client).await?;
         ctx.trail.request_bytes = bytes.len();
-        let document = Arc::new(body::parse(&bytes).await?);
+        let document = body::parse(&bytes).await?;
         let Some(model) = document.model() else { return Err(self.without_model(candidates, within, &document)) };
         let shown = || model.chars().take(200).collect::<String>();
         let (pool, index, entry) = self
@@ -187,12 +189,11 @@ impl Request<'_> {
         let ask_usage = self.snapshot.meter.stream_usage && states_usage;
         let ask_usage = ask_usage.then(|| Edit::ask_usage(&document)).flatten();
         ctx.withhold_usage = ask_usage.is_some();
-        let source = state.settings.has_others().then(|| Source {
-            bytes: bytes.clone(),
-            document: Some(Arc::clone(&document)),
-            model: Some(model.to_owned()),
-            ask_usage: ask_usage.clone(),
-        });
+        let mut source = None;
+        if state.settings.has_others() {
+            let (model, ask_usage) = (Some(model.to_owned()), ask_usage.clone());
+            source = Some(Source { bytes: bytes.clone(), document: Some(Arc::new(document)), model, ask_usage });
+        }
         let payload = body::edited(bytes, rename.into_iter().chain(ask_usage).collect());
         let life = (entry.life != Life::default()).then(|| entry.life.clone());
         Ok(self.forward(pool, index, limit, payload, source, life))

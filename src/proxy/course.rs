@@ -238,10 +238,7 @@ pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool 
 }
 
 /// What an error of the proxy loop says of how much ran; nothing when it was not the backend's.
-pub fn ran(error: &Error, failure: &Failure, is_connected: bool) -> Option<Ran> {
-    if !is_connected {
-        return Some(Ran::Nothing);
-    }
+pub fn ran(error: &Error, failure: &Failure) -> Option<Ran> {
     let is_retried = error.retry();
     match (failure, error.etype()) {
         (Failure::FirstByteTimeout, _) => Some(Ran::Maybe),

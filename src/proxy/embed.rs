@@ -56,6 +56,7 @@ pub fn plan(
     payload: &Payload,
     purges: &Purges,
 ) -> Option<Plan> {
+    ctx.snapshot.pool(admitted.pool).vectors.as_ref()?;
     let snapshot = Arc::clone(&ctx.snapshot);
     let state = snapshot.pool(admitted.pool);
     let vectors = state.vectors.as_ref()?;

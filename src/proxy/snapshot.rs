@@ -247,9 +247,14 @@ impl PoolState {
             Some(before) => Arc::clone(&before.retries),
             None => Arc::new(TpsBudget::new(BUDGET_TIME, per_second, budget)),
         };
-        let hedge = settings.hedge.map_or(0.0, |hedge| hedge.budget);
-        let hedges = Arc::new(TpsBudget::new(HEDGE_TIME, 0, hedge));
-        let copies = Arc::new(Semaphore::new(settings.shadow.map_or(0, |shadow| shadow.max_in_flight)));
+        let hedges = match before.filter(|before| before.settings.hedge == settings.hedge) {
+            Some(before) => Arc::clone(&before.hedges),
+            None => Arc::new(TpsBudget::new(HEDGE_TIME, 0, settings.hedge.map_or(0.0, |hedge| hedge.budget))),
+        };
+        let copies = match before.filter(|before| before.settings.shadow == settings.shadow) {
+            Some(before) => Arc::clone(&before.copies),
+            None => Arc::new(Semaphore::new(settings.shadow.map_or(0, |shadow| shadow.max_in_flight))),
+        };
         let tls = settings.tls.as_ref();
         let authorities = tls.and_then(|t| t.authorities.as_ref());
         let mut hasher = DefaultHasher::new();

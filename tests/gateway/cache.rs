@@ -503,29 +503,3 @@ async fn what_another_pool_answers_is_not_kept() {
     assert_eq!((mixed.status, is_of_own), (200, is_whole));
     assert_eq!(told(&mixed), "miss; hits=0, misses=3");
 }
-
-/// Prints what a miss costs beside a request that passes the cache by.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn what_a_miss_costs() {
-    let backend = simulator_with(Kind::Embedding, |s| s.time_to_first_token = Duration::from_millis(20)).await;
-    let redis = RedisServer::start().await;
-    let gateway = started(with_redis(&backend, &redis.address().to_string(), "")).await;
-    until_connected(&gateway).await;
-    for items in [1, 8, 32] {
-        let mut times = [Vec::new(), Vec::new()];
-        for at in 0..100 {
-            for (times, control) in times.iter_mut().zip(["no-store", "max-age=60"]) {
-                let texts: Vec<String> = (0..items).map(|item| format!("{items} {at} {item}")).collect();
-                let ask = gateway.post(EMBED, &body(&json!(texts))).header("cache-control", control);
-                let begun = std::time::Instant::now();
-                let answer = ask.send().await;
-                times.push(begun.elapsed());
-                assert_eq!(answer.status, 200);
-            }
-        }
-        times.iter_mut().for_each(|times| times.sort());
-        let [plain, miss] = times.map(|times| times[times.len() / 2]);
-        println!("{items} items: {plain:?} without, {miss:?} with a miss");
-    }
-}
