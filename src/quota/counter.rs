@@ -13,6 +13,9 @@ use super::window::Window;
 /// Demand for this long, in microseconds, is asked for in advance.
 const HORIZON: u64 = 50_000;
 
+/// A reply that is not there after so many microseconds is lost.
+const LOST: u64 = 1_000_000;
+
 /// How late a time may be that was read before a window began, in microseconds. Any earlier, and the clock went back.
 const LATE: u64 = 5_000_000;
 
@@ -76,6 +79,8 @@ struct State {
     reported: u64,
     /// When more was called for before it was needed; 0 once it came.
     called: u64,
+    /// When a report was sent whose reply is not there: Redis may have granted what is not known here. 0 for none.
+    asked: u64,
     /// Whether others were refused a moment ago, by Redis's last reply.
     is_wanted: bool,
     /// Whether the courier knows that places came free.
@@ -235,6 +240,7 @@ impl Counter {
     pub(super) fn report(&self, now: u64, want: u64, least: u64, is_final: bool) -> Report {
         let mut state = self.at(now);
         state.is_told = false;
+        state.asked = now.max(1);
         state.granted = state.granted.max(state.taken);
         let spare = state.granted - state.taken;
         let soon = state.demand.at(now);
@@ -269,11 +275,21 @@ impl Counter {
         state.looked = now.max(1);
         state.reported = now;
         state.called = 0;
+        state.asked = 0;
     }
 
-    /// Whether a report is due: something idles, was overdrawn, or is held and was not told for `silence` microseconds.
+    /// Takes in that Redis granted nothing, since the report was not of its window.
+    pub(super) fn not_granted(&self) {
+        self.state().asked = 0;
+    }
+
+    /// Whether a report is due: something idles, was overdrawn, is held and was not told for `silence` microseconds, or
+    /// the reply to the last one is lost.
     pub(super) fn is_due(&self, now: u64, silence: u64) -> bool {
         let state = self.at(now);
+        if state.asked > 0 && now.saturating_sub(state.asked) > LOST {
+            return true;
+        }
         if state.taken == 0 && state.granted == 0 {
             return false;
         }
@@ -289,13 +305,13 @@ impl Counter {
     pub(super) fn is_resting(&self, now: u64) -> bool {
         let state = self.at(now);
         let is_free = state.taken == 0 && state.granted == 0;
-        is_free || (self.unit.is_some() && now.saturating_sub(state.used) > 40 * HORIZON)
+        state.asked == 0 && (is_free || (self.unit.is_some() && now.saturating_sub(state.used) > 40 * HORIZON))
     }
 
-    /// Whether nothing is used or held in the window that `now` lies in.
+    /// Whether nothing is used or held in the window that `now` lies in, here or by what Redis may think.
     pub(super) fn is_idle(&self, now: u64) -> bool {
         let state = self.at(now);
-        state.taken == 0 && state.granted == 0
+        state.taken == 0 && state.granted == 0 && state.asked == 0
     }
 
     /// The start of the window and what was used in it.
@@ -329,6 +345,7 @@ impl State {
             demand: Demand::default(),
             reported: 0,
             called: 0,
+            asked: 0,
             is_wanted: false,
             is_told: false,
         }

@@ -405,6 +405,8 @@ impl Courier {
             call.arg(if is_held { "h" } else { "w" }).arg(counter.limit()).arg(report.granted);
             call.arg(report.want).arg(report.least).arg(report.extra).arg(start).arg(end);
         }
+        // What is granted to requests that are refused for another limit is to be found when leases are looked over.
+        reports.iter().for_each(|(counter, _)| limiter.list(counter));
         limiter.stats.round_trips.fetch_add(1, Ordering::Relaxed);
         let (tag, mut link, sent) = (Arc::clone(tag), link, Instant::now());
         let trip = async move {
@@ -491,7 +493,7 @@ impl Courier {
         for ((counter, report), answer) in reports.iter().zip(replies.chunks(3)) {
             match answer {
                 // The window has not begun for Redis, or is over.
-                [-1, ..] => {}
+                [-1, ..] => counter.not_granted(),
                 [more, left, wanted] => {
                     let (more, left) = (more.unsigned_abs(), left.unsigned_abs());
                     counter.granted(report, now, Reply { more, left, is_wanted: *wanted > 0 });

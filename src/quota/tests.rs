@@ -269,6 +269,16 @@ fn places_that_nobody_can_ask_for_are_shared_again_after_a_while() {
 }
 
 #[test]
+fn a_reply_that_is_lost_is_asked_for_again() {
+    let counter = Counter::new("c".into(), "o".into(), Some(Unit::Month), 4);
+    let report = counter.report(1, 1, 1, false);
+    assert!(!counter.is_due(500_000, 1) && !counter.is_resting(500_000) && !counter.is_idle(500_000));
+    assert!(counter.is_due(1_500_000, 1), "Redis may have granted something");
+    counter.granted(&report, 1_500_000, Reply { more: 0, left: 4, is_wanted: false });
+    assert!(!counter.is_due(3_000_000, 1) && counter.is_resting(3_000_000) && counter.is_idle(3_000_000));
+}
+
+#[test]
 fn amounts_do_not_overflow() {
     let mut sum = Amounts { input_tokens: u64::MAX - 1, ..Amounts::default() };
     sum.add(&Amounts { input_tokens: 5, requests: 1, ..Amounts::default() });

@@ -159,7 +159,7 @@ impl Seen {
                 frame
             }))
         });
-        (request, Watch { log: Arc::clone(&self.0), settled: false })
+        (request, Watch { log: Arc::clone(&self.0), settled: false, left: false })
     }
 
     fn remember(&self, sighting: Arc<Mutex<Sighting>>) {
@@ -200,17 +200,27 @@ impl Run {
     }
 }
 
-/// Counts a request as in flight until dropped, and as cancelled unless settled by then.
+/// Counts a request as in flight until its last bytes are handed over or it is dropped, and as cancelled unless settled
+/// by then.
 #[derive(Debug)]
 pub(super) struct Watch {
     log: Arc<Log>,
     settled: bool,
+    left: bool,
 }
 
 impl Watch {
     /// Whatever happens now is not the client's doing.
     pub(super) fn settle(&mut self) {
         self.settled = true;
+    }
+
+    /// It is in flight no longer. Whoever reads the last bytes may send its next request at once, so this comes before
+    /// they are handed over.
+    fn leave(&mut self) {
+        if !std::mem::replace(&mut self.left, true) {
+            self.log.in_flight.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     /// Follows the answer's body to its end.
@@ -223,7 +233,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.log.in_flight.fetch_sub(1, Ordering::SeqCst);
+        self.leave();
         if !self.settled && !self.log.closed.load(Ordering::SeqCst) {
             self.log.cancelled.fetch_add(1, Ordering::SeqCst);
         }
@@ -247,11 +257,15 @@ impl hyper::body::Body for Followed {
             Poll::Ready(Some(Ok(frame))) => {
                 let sent = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.remaining = self.remaining.map(|remaining| remaining.saturating_sub(sent));
-                if self.remaining == Some(0) {
+                if self.remaining == Some(0) || self.body.is_end_stream() {
                     self.watch.settle();
+                    self.watch.leave();
                 }
             }
-            Poll::Ready(_) => self.watch.settle(),
+            Poll::Ready(_) => {
+                self.watch.settle();
+                self.watch.leave();
+            }
             Poll::Pending => {}
         }
         polled

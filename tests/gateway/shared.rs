@@ -164,6 +164,30 @@ async fn four_replicas_never_use_more_tokens_than_the_limit_and_use_it() {
     assert!(used <= LIMIT);
 }
 
+#[tokio::test]
+async fn what_was_granted_to_a_request_that_another_limit_refused_comes_back() {
+    let (redis, backend) = (RedisServer::start().await, simulator(Kind::Llm).await);
+    let address = redis.address().to_string();
+    let setup = || {
+        let limits = "[{output_tokens: 8, per: month}, {total_tokens: 100000, per: month}]";
+        replica(&backend, &address, limits, "deny").admin_token(crate::admin::TOKEN)
+    };
+    let (one, other) = (setup().start().await, setup().start().await);
+    until_shared(&one, 2).await;
+    until_shared(&other, 2).await;
+    let used = async || {
+        let page = crate::admin::ask(&one, "GET", "/keys/limited", None).await.json();
+        let limits = page["limits"].as_array().unwrap().iter();
+        limits.map(|limit| limit["used"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let answer = chat_once(&one).await.json();
+    let tokens = answer["usage"]["total_tokens"].as_u64().unwrap();
+    until("idle leases are back", async || used().await == [8, tokens]).await;
+    // Redis grants what this one asks for of the second limit, and nothing of the first.
+    assert_eq!(chat_once(&other).await.status, 429);
+    until("that lease is back", async || used().await == [8, tokens]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_replicas_never_run_more_requests_at_a_time_than_the_limit() {
     const LIMIT: u64 = 12;
