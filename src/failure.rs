@@ -128,6 +128,12 @@ pub enum Failure {
     UpstreamStalled,
     /// The request took longer than the pool allows in all.
     TotalTimeout,
+    /// The platform never gave the request to a worker in the time that it had.
+    NotStarted,
+    /// A worker began, and was not done in the time that there was; percent done, where the container said.
+    NotFinished(Option<u8>),
+    /// The inference ran, and its answer can not be had, for this reason.
+    ResultLost(&'static str),
     /// A defect of the gateway; the detail is for the log.
     Internal(String),
     /// The backend answered with a failure.
@@ -157,7 +163,7 @@ struct Row(&'static str, u16, Blame);
 
 impl Failure {
     fn row(&self) -> Row {
-        use Blame::{Client, Gateway, InferenceService, Network, Quota};
+        use Blame::{Client, Gateway, InferenceService, Network, Platform, Quota};
         match self {
             Self::MalformedRequest(_) => Row("malformed_request", 400, Client),
             Self::HeadersTooLarge => Row("headers_too_large", 431, Client),
@@ -197,6 +203,9 @@ impl Failure {
             Self::FirstByteTimeout => Row("first_byte_timeout", 504, InferenceService),
             Self::UpstreamStalled => Row("upstream_stalled", 504, InferenceService),
             Self::TotalTimeout => Row("total_timeout", 504, Gateway),
+            Self::NotStarted => Row("not_started", 504, Platform),
+            Self::NotFinished(_) => Row("not_finished", 504, InferenceService),
+            Self::ResultLost(_) => Row("result_lost", 502, Platform),
             Self::Internal(_) => Row("internal_error", 500, Gateway),
             Self::Upstream(fault, blame) => Row(fault_label(*fault), 502, *blame),
         }
@@ -290,6 +299,14 @@ impl Failure {
             Self::FirstByteTimeout => "The backend did not begin to answer in time.".into(),
             Self::UpstreamStalled => "The backend stopped in the middle of its answer.".into(),
             Self::TotalTimeout => "The request took longer than this pool, or its x-request-timeout, allows.".into(),
+            Self::NotStarted => {
+                "The request was queued at the platform and never started: no instance was free in time.".into()
+            }
+            Self::NotFinished(None) => "The request was started and not finished in time.".into(),
+            Self::NotFinished(Some(percent)) => {
+                format!("The request was started and not finished in time: {percent} % were done.")
+            }
+            Self::ResultLost(reason) => format!("The request ran, and its answer can not be had: {reason}."),
             Self::Internal(_) => "The gateway failed; the request id helps to find out why.".into(),
             Self::Upstream(Fault::AnswerIncomplete, _) => {
                 "The backend reported success without what its answer must hold, which means that it failed.".into()

@@ -25,6 +25,7 @@ mod exchange;
 pub mod fetch;
 mod guard;
 mod hedge;
+mod held;
 mod judge;
 mod limits;
 mod load;
@@ -101,7 +102,8 @@ impl ProxyHttp for Gateway {
                 respond::send(session, ctx, reply).await?;
                 Ok(true)
             }
-            Verdict::Forward(mut admitted, payload) => {
+            Verdict::Forward(mut admitted, mut payload) => {
+                held::collect(session, ctx, &mut admitted, &mut payload).await.map_err(respond::into_error)?;
                 if let Some(plan) = embed::plan(session, ctx, &admitted, &payload, &self.purges) {
                     if self.draining.load(Ordering::Relaxed) {
                         session.set_keepalive(None);
@@ -114,7 +116,7 @@ impl ProxyHttp for Gateway {
                     body::invite(session.as_mut()).await.map_err(respond::into_error)?;
                 }
                 shadow::copy(session, ctx, &admitted, &payload, &self.recorder);
-                if hedge::settings(ctx, &admitted, &payload).is_some() {
+                if hedge::settings(ctx, &admitted, &payload).is_some() || held::is_for(ctx, &admitted, &payload) {
                     if self.draining.load(Ordering::Relaxed) {
                         session.set_keepalive(None);
                     }
@@ -288,6 +290,9 @@ impl ProxyHttp for Gateway {
         let written = session.response_written().map(|header| header.status.as_u16());
         ctx.trail.status =
             written.filter(|s| *s >= 200).unwrap_or_else(|| ctx.trail.failure.as_ref().map_or(0, Failure::status));
+        if ctx.trail.nvcf_id.is_none() {
+            ctx.trail.nvcf_id = ctx.progress.id().map(str::to_owned);
+        }
         ctx.trail.client = session.client_addr().map(ToString::to_string);
         self.recorder.end(&ctx.trail, &ctx.request_id, ctx.started.elapsed(), session.req_header());
         let client = &ctx.snapshot.client;
@@ -316,6 +321,7 @@ fn accept(ctx: &mut RequestContext, header: &mut ResponseHeader) {
     ctx.trail.first_byte = Some(ctx.started.elapsed());
     ctx.is_begun = true;
     ctx.trail.status = header.status.as_u16();
+    ctx.trail.nvcf_id = held::request_id(header).map(str::to_owned);
     ctx.pause = load::pause(&header.headers);
     load::hear(ctx, &header.headers);
     let nominated = header.headers.get(header::CONNECTION).and_then(|v| v.to_str().ok()).unwrap_or_default();

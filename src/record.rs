@@ -96,6 +96,8 @@ pub struct Trail {
     pub endpoint: Option<String>,
     /// Attempts at endpoints.
     pub attempts: u32,
+    /// NVCF's own id of the request, by which its logs name it.
+    pub nvcf_id: Option<String>,
     /// How long it waited for a place.
     pub queued: Option<Duration>,
     /// That it ran in another pool than its own.
@@ -145,6 +147,8 @@ struct Line<'a> {
     pool: Option<&'a str>,
     endpoint: Option<&'a str>,
     attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvcf_request_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     queue_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -246,6 +250,7 @@ impl Recorder {
             pool: trail.pool.as_ref().map(PoolName::as_str),
             endpoint: trail.endpoint.as_deref(),
             attempts: trail.attempts,
+            nvcf_request_id: trail.nvcf_id.as_deref(),
             queue_ms: trail.queued.map(millis),
             spilled_from: trail.spill.as_ref().map(|spill| spill.from.as_str()),
             spill_reason: trail.spill.as_ref().map(|spill| spill.reason.word()),
@@ -259,6 +264,7 @@ impl Recorder {
             blame: failure.map(|f| f.blame().word()),
             detail: match failure {
                 Some(Failure::Internal(detail)) => Some(detail),
+                Some(Failure::ResultLost(reason)) => Some(reason),
                 _ => None,
             },
             first_byte_ms: trail.first_byte.map(millis),

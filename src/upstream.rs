@@ -3,10 +3,13 @@
 //! Knows the wire of NIM containers, NVCF and NGC services. Sending is the proxy's work.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+pub mod archive;
 mod fault;
+pub mod hold;
 
 pub use fault::{Fault, Shape};
 
@@ -30,6 +33,21 @@ pub struct Function {
     pub version: Option<String>,
     /// How it is invoked.
     pub invocation: Invocation,
+    /// How it is waited for.
+    pub wait: Wait,
+}
+
+/// How a function is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// Longest hold of one exchange by pexec, before it is asked for again.
+    pub hold: Duration,
+    /// How long to wait for a function that has lost its instances.
+    pub degraded: Duration,
+    /// The largest answer in bytes that is fetched from where NVCF puts large ones.
+    pub largest: u64,
+    /// Whether it may stand at a private address.
+    pub is_private: bool,
 }
 
 /// How a function is invoked.
@@ -45,7 +63,7 @@ impl Kind {
     /// The path and query to ask the backend for.
     pub fn path<'a>(&self, path_and_query: &'a str) -> Cow<'a, str> {
         match self {
-            Self::Nvcf(Some(Function { id, version, invocation: Invocation::Pexec })) => match version {
+            Self::Nvcf(Some(Function { id, version, invocation: Invocation::Pexec, .. })) => match version {
                 Some(version) => Cow::Owned(format!("/v2/nvcf/pexec/functions/{id}/versions/{version}")),
                 None => Cow::Owned(format!("/v2/nvcf/pexec/functions/{id}")),
             },
@@ -53,9 +71,17 @@ impl Kind {
         }
     }
 
+    /// The function that it offers as if it were a NIM.
+    pub fn function(&self) -> Option<&Function> {
+        match self {
+            Self::Nvcf(function) => function.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Headers that name the function on the direct path, where they count before the host name.
     pub fn headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, http::header::InvalidHeaderValue> {
-        let Self::Nvcf(Some(Function { id, version, invocation: Invocation::Direct })) = self else {
+        let Self::Nvcf(Some(Function { id, version, invocation: Invocation::Direct, .. })) = self else {
             return Ok(Vec::new());
         };
         let mut headers = vec![(HeaderName::from_static("function-id"), HeaderValue::from_str(id)?)];
@@ -111,7 +137,8 @@ mod tests {
     use super::*;
 
     fn function(invocation: Invocation) -> Kind {
-        Kind::Nvcf(Some(Function { id: "f".into(), version: Some("v".into()), invocation }))
+        let wait = Wait { hold: Duration::ZERO, degraded: Duration::ZERO, largest: 0, is_private: false };
+        Kind::Nvcf(Some(Function { id: "f".into(), version: Some("v".into()), invocation, wait }))
     }
 
     #[test]

@@ -365,6 +365,27 @@ pub struct Function {
     /// How it is invoked.
     #[serde(default)]
     pub invocation: Invocation,
+    /// How it is waited for.
+    #[serde(default)]
+    pub wait: Wait,
+}
+
+section! {
+    /// How a function is waited for.
+    Wait {
+        /// Longest time for which one exchange with NVCF is held, in seconds; what takes longer is asked for again. Only
+        /// by pexec: on the direct way NVCF cancels what it held.
+        #[schemars(range(min = 1, max = 3600))]
+        hold_s: u64 = 300,
+        /// How long to try again when all instances of the function are lost; 0 for not at all.
+        #[schemars(range(max = 3_600_000))]
+        degraded_ms: u64 = 5000,
+        /// The largest answer in MiB that is fetched from where NVCF puts those above 5 MiB, unpacked.
+        #[schemars(range(min = 1, max = 1_048_576))]
+        result_max_mib: u64 = 1024,
+        /// Whether such an answer may stand at a private address or be fetched without TLS, as in a cluster of one's own.
+        private_results: bool = false,
+    }
 }
 
 /// How a function is invoked.

@@ -8,6 +8,7 @@ use pingora_error::{Error, ErrorType, Result};
 use super::admit::Source;
 use super::course::Course;
 use super::exchange;
+use super::held::Progress;
 use super::snapshot::Snapshot;
 use crate::balance::Lease;
 use crate::balance::affinity::Chain;
@@ -60,6 +61,8 @@ pub struct RequestContext {
     pub pause: Option<Duration>,
     /// Endpoints that could not be reached, by name.
     pub unreached: Vec<String>,
+    /// How a call that NVCF holds goes.
+    pub progress: Arc<Progress>,
     /// The exchange in place of the client's session.
     pub exchange: Option<exchange::Handle>,
     /// Body bytes that streamed through.
@@ -127,6 +130,7 @@ impl RequestContext {
             chain: None,
             pause: None,
             unreached: Vec::new(),
+            progress: Arc::default(),
             exchange: None,
             streamed: 0,
             event_stream: false,

@@ -251,6 +251,14 @@ pub fn ran(error: &Error, failure: &Failure) -> Option<Ran> {
     }
 }
 
+/// How much of a request ran that failed without an answer.
+pub fn unanswered(failure: &Failure) -> Ran {
+    match failure {
+        Failure::ConnectFailed | Failure::TlsFailed | Failure::Upstream(Fault::FunctionDegraded, _) => Ran::Nothing,
+        _ => Ran::Maybe,
+    }
+}
+
 fn may_repeat(ctx: &RequestContext, ran: Ran) -> bool {
     let Some(admitted) = &ctx.admitted else { return false };
     let operation = ctx.snapshot.catalogue.operation(admitted.operation);

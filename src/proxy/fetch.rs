@@ -1,6 +1,7 @@
 //! Fetch: a buffered request to one endpoint by a client of our own, beside pingora's loop: it can run in two at once.
 //!
-//! Connects to the leased address; `Host` and the name in TLS are the endpoint's.
+//! Connects to the leased address; `Host` and the name in TLS are the endpoint's. What is fetched from elsewhere, such as
+//! a large answer of NVCF, goes by [`results`].
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -23,6 +24,9 @@ use tokio::time::{Instant, timeout_at};
 use super::settings::{PoolSettings, Timeouts, TlsSettings};
 use crate::balance::Lease;
 use crate::failure::Failure;
+use crate::upstream::archive::{Broken, File, Unpacker};
+
+pub mod results;
 
 /// Sends requests to the endpoints of one pool.
 pub struct Fetcher {
@@ -40,12 +44,27 @@ pub struct Answer {
     pub body: Stream,
 }
 
+/// Where a request goes.
+#[derive(Clone)]
+pub struct Target {
+    address: SocketAddr,
+    host: String,
+}
+
+impl From<&Lease> for Target {
+    fn from(lease: &Lease) -> Self {
+        Self { address: lease.address(), host: lease.endpoint().settings().host.clone() }
+    }
+}
+
 /// A body that has to move.
 pub struct Stream {
     /// Pieces that were read already, or were never sent.
     held: VecDeque<Bytes>,
     /// Absent where all is held.
     body: Option<Incoming>,
+    /// What it comes packed in.
+    unpacker: Option<Box<Unpacker>>,
     silence: Duration,
     end: Instant,
 }
@@ -83,28 +102,38 @@ impl Fetcher {
         lease: &Lease,
         end: Option<Instant>,
     ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
-        let address = lease.address();
-        self.names.note(address, &lease.endpoint().settings().host);
+        let begun = Instant::now();
+        let total = begun + self.timeouts.total;
+        let end = end.map_or(total, |end| end.min(total));
+        let first_byte = begun + self.timeouts.connect + self.timeouts.first_byte;
+        self.exchange(header, body, &lease.into(), first_byte, end)
+    }
+
+    /// The same, with an answer's header expected until `first_byte`.
+    pub fn exchange(
+        &self,
+        header: RequestHeader,
+        body: Bytes,
+        to: &Target,
+        first_byte: Instant,
+        end: Instant,
+    ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
+        let address = to.address;
+        self.names.note(address, &to.host);
         let path = header.uri.path_and_query().map_or("/", |path| path.as_str());
         let uri = format!("{}://{address}{path}", self.scheme).parse::<Uri>();
         let (client, timeouts) = (self.client.clone(), self.timeouts);
         async move {
-            let begun = Instant::now();
             let mut parts: http::request::Parts = header.into();
             parts.uri = uri.map_err(|e| Failure::Internal(e.to_string()))?;
             parts.version = http::Version::HTTP_11;
-            let total = begun + timeouts.total;
-            let end = end.map_or(total, |end| end.min(total));
-            let first_byte = (begun + timeouts.connect + timeouts.first_byte).min(end);
+            let first_byte = first_byte.min(end);
             let sent = client.request(Request::from_parts(parts, Full::new(body)));
             match timeout_at(first_byte, sent).await {
                 Ok(Ok(answer)) => {
                     let (parts, body) = answer.into_parts();
                     let header = ResponseHeader::from(parts);
-                    Ok(Answer {
-                        header,
-                        body: Stream { held: VecDeque::new(), body: Some(body), silence: timeouts.between_chunks, end },
-                    })
+                    Ok(Answer { header, body: Stream::new(body, timeouts.between_chunks, end) })
                 }
                 Ok(Err(error)) => Err(failure(&error)),
                 Err(_) if first_byte == end => Err(Failure::TotalTimeout),
@@ -115,9 +144,36 @@ impl Fetcher {
 }
 
 impl Stream {
+    fn new(body: Incoming, silence: Duration, end: Instant) -> Self {
+        Self { held: VecDeque::new(), body: Some(body), unpacker: None, silence, end }
+    }
+
     /// A body that is here.
     pub fn of(body: Bytes) -> Self {
-        Self { held: [body].into(), body: None, silence: Duration::ZERO, end: Instant::now() }
+        Self { held: [body].into(), body: None, unpacker: None, silence: Duration::ZERO, end: Instant::now() }
+    }
+
+    /// Goes on with the answer within the archive that this is, of at most so many bytes, and says its length where that
+    /// is known. An archive that begins with something else stays as it is; that is said by nothing.
+    pub async fn unpack(&mut self, most: u64) -> Result<Option<File>, Failure> {
+        let mut unpacker = Box::new(Unpacker::new(most));
+        let (mut seen, mut first) = (VecDeque::new(), None);
+        let file = loop {
+            let Some(piece) = self.next().await? else { return Err(broken(Broken::Truncated)) };
+            seen.push_back(piece.clone());
+            unpacker.push(piece);
+            first = first.or(unpacker.next().map_err(broken)?);
+            if let Some(file) = unpacker.file() {
+                break file;
+            }
+        };
+        if !file.is_answer {
+            self.held = seen;
+            return Ok(None);
+        }
+        self.held = first.into_iter().collect();
+        self.unpacker = Some(unpacker);
+        Ok(Some(file))
     }
 
     /// Reads all of it; nothing when it is larger than `most`. What was read is still to come.
@@ -135,7 +191,7 @@ impl Stream {
             1 => pieces.pop_front().unwrap_or_default(),
             _ => pieces.make_contiguous().concat().into(),
         };
-        (self.held, self.body) = ([whole.clone()].into(), None);
+        (self.held, self.body, self.unpacker) = ([whole.clone()].into(), None, None);
         Ok(Some(whole))
     }
 
@@ -146,6 +202,13 @@ impl Stream {
         }
         let Some(body) = &mut self.body else { return Ok(None) };
         loop {
+            if let Some(unpacker) = &mut self.unpacker {
+                match unpacker.next().map_err(broken)? {
+                    Some(piece) => return Ok(Some(piece)),
+                    None if unpacker.is_done() => return Ok(None),
+                    None => {}
+                }
+            }
             let silent = Instant::now() + self.silence;
             let frame = match timeout_at(silent.min(self.end), body.frame()).await {
                 Ok(frame) => frame,
@@ -153,12 +216,13 @@ impl Stream {
                 Err(_) => return Err(Failure::TotalTimeout),
             };
             match frame {
+                None if self.unpacker.is_some() => return Err(broken(Broken::Truncated)),
                 None => return Ok(None),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
-                    }
-                }
+                Some(Ok(frame)) => match (frame.into_data(), &mut self.unpacker) {
+                    (Ok(data), Some(unpacker)) => unpacker.push(data),
+                    (Ok(data), None) => return Ok(Some(data)),
+                    _ => {}
+                },
                 Some(Err(_)) => return Err(Failure::UpstreamClosed),
             }
         }
@@ -166,8 +230,21 @@ impl Stream {
 
     /// Whether everything was read.
     pub fn is_end(&self) -> bool {
-        self.held.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
+        let is_over = match &self.unpacker {
+            Some(unpacker) => unpacker.is_done(),
+            None => self.body.as_ref().is_none_or(Body::is_end_stream),
+        };
+        self.held.is_empty() && is_over
     }
+}
+
+fn broken(broken: Broken) -> Failure {
+    Failure::ResultLost(match broken {
+        Broken::Format => "the archive that holds it can not be read",
+        Broken::Truncated => "the archive that holds it ends too early",
+        Broken::Checksum => "the archive that holds it is damaged",
+        Broken::TooLarge => "it is above function.wait.result_max_mib",
+    })
 }
 
 /// What the failure of an exchange without an answer is.

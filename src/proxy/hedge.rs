@@ -15,6 +15,7 @@ use tower::retry::budget::Budget as _;
 use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
 use super::fetch::Answer;
+use super::held::Call;
 use super::judge::Judge;
 use super::respond::{self, into_error};
 use super::settings::HedgeSettings;
@@ -43,6 +44,7 @@ enum Event {
     First(Result<Answer, Failure>),
     Second(Result<Answer, Failure>),
     Slow,
+    News,
     Left,
 }
 
@@ -67,6 +69,18 @@ fn send(session: &Session, ctx: &RequestContext, lease: &Lease, body: &Bytes) ->
     let state = ctx.snapshot.pool(admitted.pool);
     let mut request: RequestHeader = session.req_header().clone();
     upstream_request::rewrite(&mut request, ctx, admitted, state, lease).map_err(internal)?;
+    if state.settings.kind.function().is_some() {
+        let call = Call {
+            snapshot: Arc::clone(&ctx.snapshot),
+            pool: admitted.pool,
+            request,
+            body: body.clone(),
+            to: lease.into(),
+            end: course::end(ctx, state.settings.timeouts.total),
+            progress: Arc::clone(&ctx.progress),
+        };
+        return Ok(Box::pin(call.run()));
+    }
     let end = ctx.timeout.map(|time| Instant::from_std(ctx.started) + time);
     Ok(Box::pin(state.fetcher().send(request, body.clone(), lease, end)))
 }
@@ -93,7 +107,7 @@ pub(super) async fn first_answer(
                 if matches!(failure, Failure::ConnectFailed | Failure::TlsFailed) {
                     ctx.unreached.extend(ctx.trail.endpoint.clone());
                 }
-                if !course::may_go_on(ctx, failure.clone(), course::Ran::Maybe) {
+                if !course::may_go_on(ctx, failure.clone(), course::unanswered(&failure)) {
                     return Err(failure);
                 }
                 let failed = ctx.course.take_failed().unwrap_or(failure);
@@ -120,6 +134,7 @@ async fn race(
     let mut second: Option<Second> = None;
     // Its client left, but others wait for the same.
     let mut is_left = false;
+    let progress = Arc::clone(&ctx.progress);
     loop {
         let is_hedged = second.is_some();
         let other = async {
@@ -132,6 +147,7 @@ async fn race(
             biased;
             answer = &mut first => Event::First(answer),
             answer = other, if is_hedged => Event::Second(answer),
+            () = progress.news.notified() => Event::News,
             () = tokio::time::sleep_until(slow.unwrap_or_else(Instant::now)), if slow.is_some() => Event::Slow,
             left = session.as_mut().read_body_or_idle(true), if !is_left => {
                 if left.is_err() { Event::Left } else { continue }
@@ -141,6 +157,7 @@ async fn race(
         match event {
             Event::Left if ctx.awaited.is_any() => is_left = true,
             Event::Left => return Err(Failure::ClientClosed),
+            Event::News => respond::progress(session, ctx).await.map_err(|_| Failure::ClientClosed)?,
             Event::Slow => {
                 slow = None;
                 second = begin_second(session, ctx, state, body)?;

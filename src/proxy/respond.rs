@@ -192,9 +192,29 @@ pub async fn send(session: &mut Session, ctx: &RequestContext, reply: Reply) -> 
     server_session.write_response_body(body, true).await
 }
 
+/// Header by which callers ask for progress in interim answers, and by which they are told.
+const PROGRESS: &str = "x-nimgate-progress";
+
+/// Tells a caller who asked for it how far its request is, in an interim answer. HTTP/1.1 only.
+pub async fn progress(session: &mut Session, ctx: &RequestContext) -> Result<()> {
+    let asked = session.req_header().headers.get(PROGRESS);
+    let is_asked = asked.is_some_and(|asked| asked.as_bytes().eq_ignore_ascii_case(b"interim"));
+    let Some(percent) = ctx.progress.percent() else { return Ok(()) };
+    if !is_asked || session.req_header().version != http::Version::HTTP_11 {
+        return Ok(());
+    }
+    let mut header = ResponseHeader::build(http::StatusCode::PROCESSING, Some(1))?;
+    header.insert_header(PROGRESS, percent.to_string())?;
+    let client = session.as_mut();
+    client.set_ignore_info_resp(false);
+    client.write_response_header(Box::new(header)).await?;
+    client.set_ignore_info_resp(true);
+    Ok(())
+}
+
 /// Headers that scripts in browsers may read.
 const EXPOSED: &str = "x-request-id, x-nimgate-error, x-nimgate-blame, x-nimgate-pool, x-nimgate-queue-ms, \
-                       x-nimgate-spill, x-nimgate-cache, x-nimgate-usage, sunset, nvcf-reqid, nvcf-status, \
+                       x-nimgate-spill, x-nimgate-progress, x-nimgate-cache, x-nimgate-usage, sunset, nvcf-reqid, nvcf-status, \
                        retry-after, x-should-retry, ratelimit, ratelimit-policy, x-ratelimit-limit-requests, \
                        x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, \
                        x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
@@ -204,6 +224,9 @@ pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()>
     header.insert_header("x-request-id", ctx.request_id.as_str())?;
     if let Some(pool) = &ctx.trail.pool {
         header.insert_header("x-nimgate-pool", pool.as_str())?;
+    }
+    if let Some(percent) = ctx.progress.percent() {
+        header.insert_header(PROGRESS, percent.to_string())?;
     }
     if let Some(queued) = ctx.trail.queued {
         header.insert_header("x-nimgate-queue-ms", queued.as_millis().to_string())?;

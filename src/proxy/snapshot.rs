@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tower::retry::budget::TpsBudget;
 
 use super::fetch::Fetcher;
+use super::fetch::results::Results;
 use super::params::{Params, Place};
 use super::revision::Revision;
 use super::settings::{
@@ -31,6 +32,7 @@ use crate::ids::{ApiName, OperationIndex, PoolIndex};
 use crate::quota::{self, Book, Limiter};
 use crate::route::{OperationEntry, PoolEntry, RouteTable};
 use crate::schema::{self, BadSchema, Schema, Validation};
+use crate::upstream::Wait;
 
 /// The time over which budgets of repeated attempts are kept.
 const BUDGET_TIME: Duration = Duration::from_secs(10);
@@ -108,6 +110,7 @@ pub struct PoolState {
     /// Copies for its shadow that may be in flight.
     pub copies: Arc<Semaphore>,
     fetcher: OnceLock<Fetcher>,
+    results: OnceLock<Results>,
     /// Vectors that were asked for before.
     pub vectors: Option<Vectors>,
     /// The compiled schemas of its API under its settings.
@@ -221,6 +224,11 @@ impl PoolState {
         self.fetcher.get_or_init(|| Fetcher::new(&self.settings))
     }
 
+    /// Fetches large answers of a function that is waited for so.
+    pub fn results(&self, wait: Wait) -> &Results {
+        self.results.get_or_init(|| Results::new(&self.settings, wait))
+    }
+
     fn new(
         settings: PoolSettings,
         checks: Arc<HashMap<OperationIndex, Checks>>,
@@ -270,6 +278,7 @@ impl PoolState {
             hedges,
             copies,
             fetcher: OnceLock::new(),
+            results: OnceLock::new(),
             vectors: vectors(&settings, catalogue, before),
             checks,
             authorities: wrapped,

@@ -9,9 +9,9 @@ use pingora_error::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 
 use super::context::{Admitted, RequestContext};
-use super::course;
 use super::respond::into_error;
 use super::snapshot::PoolState;
+use super::{course, held};
 use crate::balance::Lease;
 use crate::catalogue::Operation;
 use crate::upstream::Kind;
@@ -93,6 +93,9 @@ pub fn rewrite(
     request.insert_header("x-request-id", ctx.request_id.as_str())?;
     if state.settings.scrape.as_ref().is_some_and(|scrape| scrape.in_answers) {
         request.insert_header("endpoint-load-metrics-format", "TEXT")?;
+    }
+    for (name, value) in held::headers(ctx, state) {
+        request.insert_header(name, value)?;
     }
     for (name, value) in &state.settings.inject {
         request.insert_header(name, value.clone())?;

@@ -22,10 +22,13 @@ const UNKNOWN_FUNCTION: &str = "00000000-0000-4000-8000-0000000000ff";
 const MODEL: &str = "meta/llama-3.1-8b-instruct";
 
 /// Labels that no request can produce from outside, each with the reason. Their text is tested where it is made.
-const UNREACHABLE: [(&str, &str); 4] = [
+const UNREACHABLE: [(&str, &str); 7] = [
     ("internal_error", "a defect of the gateway: none is known, and a test that finds one must fail instead"),
     ("keys_unknown", "needs a Redis that was never read: tests/gateway/admin has it"),
     ("limits_unknown", "needs a Redis that is away: tests/gateway/shared.rs has it"),
+    ("not_started", "needs a function without instances: tests/gateway/held.rs has it"),
+    ("not_finished", "needs a function that is slow: tests/gateway/held.rs has it"),
+    ("result_lost", "needs a platform that loses answers: tests/gateway/held.rs has it"),
     ("not_cached", "needs a pool that keeps vectors: tests/gateway/cache.rs has it"),
 ];
 

@@ -53,7 +53,7 @@ impl Wire {
     }
 
     /// The header of the next answer, `100 Continue` included.
-    async fn head(&mut self) -> Option<(u16, String)> {
+    pub(crate) async fn head(&mut self) -> Option<(u16, String)> {
         loop {
             if let Some(at) = self.unread.windows(4).position(|w| w == b"\r\n\r\n") {
                 let rest = self.unread.split_off(at + 4);
@@ -108,7 +108,7 @@ impl Wire {
     }
 
     /// Everything until the other side closes.
-    async fn until_closed(&mut self) -> String {
+    pub(crate) async fn until_closed(&mut self) -> String {
         while self.more().await {}
         String::from_utf8_lossy(&std::mem::take(&mut self.unread)).into_owned()
     }

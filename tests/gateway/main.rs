@@ -20,6 +20,7 @@ mod discovery;
 mod endings;
 mod failure;
 mod hedge;
+mod held;
 mod http2;
 mod input;
 mod life;

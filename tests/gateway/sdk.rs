@@ -4,7 +4,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use nimgate::sim::LLM_FUNCTION;
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -174,4 +176,31 @@ async fn concurrent_calls_share_the_places_that_there_are() {
     println!("{seen} {statuses:?}");
     assert_eq!((count(&statuses, 200), count(&statuses, 429) as u64), (6, retries), "{statuses:?}");
     assert!(seen["waits"].as_array().unwrap().iter().all(|wait| *wait == 1.0), "{seen}");
+}
+
+#[tokio::test]
+async fn functions_of_nvcf_are_models_like_any_other() {
+    // A word is 6 bytes or so: the last answer is above the 5 MiB that NVCF passes on itself.
+    const LARGE: &str = "1000000";
+    let slow = |settings: &mut Settings| {
+        settings.time_to_first_token = Duration::from_millis(2500);
+        settings.token_interval = Duration::ZERO;
+    };
+    let backend = simulator_with(Kind::Nvcf, slow).await;
+    let mut setup = Gateway::setup().key(LIMITED, "name: x");
+    for invocation in ["direct", "pexec"] {
+        let yaml = format!(
+            "models: [{{id: {invocation}, backend_model: meta/llama-3.1-8b-instruct}}]\nkind: nvcf\n\
+             function: {{id: {LLM_FUNCTION}, invocation: {invocation}, wait: {{hold_s: 1, private_results: true}}}}\n\
+             credential: {{secret: {{file: upstream.key}}}}"
+        );
+        setup = setup.pool(invocation, "nim-llm", &yaml, &[&backend.url()]);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("upstream.key"), "nvapi-upstream-secret").unwrap();
+    let gateway = setup.start_in(directory).await;
+    let seen = Script::start("nvcf.py", &gateway, &[("MODELS", "direct pexec"), ("LARGE", LARGE)]).finish().await;
+    assert!(seen["direct"].as_u64().unwrap() > 5 << 20 && seen["direct"] == seen["pexec"], "{seen}");
+    let polls = backend.seen().history().iter().filter(|seen| seen.path.contains("/pexec/status/")).count();
+    assert!(polls >= 6, "each answer of three took several holds: {polls} polls");
 }

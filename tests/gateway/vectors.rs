@@ -90,7 +90,8 @@ impl Fake<'_> {
         match fastrand::u32(..7) {
             0 => drop(data.pop()),
             1 => data[0]["index"] = json!(data.len()),
-            2 => data[0]["embedding"] = json!([0.5]),
+            // Alone, it could not be told from a vector.
+            2 if data.len() > 1 => data[0]["embedding"] = json!([0.5]),
             3 => data[0]["embedding"] = json!("AADAfw=="),
             4 => data[0]["embedding"] = json!([0.5, null]),
             5 => return answer.to_string().into_bytes()[..20].to_vec(),

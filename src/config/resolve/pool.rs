@@ -259,6 +259,12 @@ impl Resolver<'_> {
                     file::Invocation::Direct => upstream::Invocation::Direct,
                     file::Invocation::Pexec => upstream::Invocation::Pexec,
                 },
+                wait: upstream::Wait {
+                    hold: Duration::from_secs(f.wait.hold_s),
+                    degraded: ms(f.wait.degraded_ms),
+                    largest: f.wait.result_max_mib << 20,
+                    is_private: f.wait.private_results,
+                },
             })),
         }
     }
