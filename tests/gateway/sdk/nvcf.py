@@ -20,7 +20,7 @@ for model in os.environ["MODELS"].split():
     chain = ChatNVIDIA(base_url=url, api_key=key, model=model, max_completion_tokens=8)
     assert chain.invoke("one two three").content == text
     assert "".join(chunk.content for chunk in chain.stream("one two three")) == text
-    size = {"max_tokens": int(os.environ["LARGE"]), "extra_body": {"ignore_eos": True}}
+    size = {"n": 8, "max_tokens": int(os.environ["LARGE"]), "extra_body": {"ignore_eos": True}}
     large = client.chat.completions.create(model=model, messages=messages, **size)
-    seen[model] = len(large.choices[0].message.content)
+    seen[model] = sum(len(choice.message.content) for choice in large.choices)
 print(json.dumps(seen))
