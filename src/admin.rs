@@ -15,6 +15,7 @@ use axum::routing::{MethodFilter, MethodRouter, on};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::admission;
 use crate::balance::{self, Standing};
@@ -244,6 +245,12 @@ fn show_endpoint(pool: &PoolState, endpoint: &balance::Endpoint) -> Value {
     })
 }
 
+/// What somebody else lets pass, if that is known.
+fn show_pace(pool: &PoolState) -> Option<Value> {
+    let (rate, closed) = pool.gate.pace()?.view(Instant::now());
+    Some(json!({ "requests_per_minute": rate, "closed_s": closed.as_secs_f64() }))
+}
+
 /// How a pool's places and its line stand; callers by the id of their key.
 fn show_queue(view: &admission::View) -> Value {
     let callers = view.callers.iter().map(|caller| {
@@ -284,6 +291,7 @@ async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
             "models": pool.settings.models.iter().map(|(name, _)| name).collect::<Vec<_>>(),
             "endpoints": endpoints.collect::<Vec<_>>(),
             "queue": show_queue(&pool.gate.view()),
+            "pace": show_pace(pool),
             "cache": vectors::show(pool),
         })
     };

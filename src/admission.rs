@@ -6,10 +6,11 @@
 //! many places there are is told by [`Gate::resize`]; which endpoint serves a request is decided elsewhere.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -18,6 +19,7 @@ use crate::ids::{CallerId, PoolName};
 
 mod fair;
 mod line;
+pub mod pace;
 mod places;
 mod rate;
 #[cfg(test)]
@@ -27,6 +29,7 @@ mod view;
 
 use self::fair::Ticket;
 use self::line::{Line, Waiter};
+use self::pace::Pace;
 use self::places::Places;
 pub use self::view::{CallerView, ClassView, Counts, View};
 
@@ -108,6 +111,10 @@ pub struct Gate {
     /// Requests that entered without waiting.
     direct: AtomicU64,
     line: Mutex<Line>,
+    /// What somebody else lets pass.
+    pace: ArcSwapOption<Pace>,
+    /// Somebody sees to those who wait once the pace lets the next one pass.
+    is_watched: AtomicBool,
 }
 
 /// A place in the pool; it is given back by dropping this.
@@ -147,7 +154,19 @@ impl Gate {
             places: Places::default(),
             direct: AtomicU64::new(0),
             line: Mutex::new(Line::new(queue, per_caller)),
+            pace: ArcSwapOption::empty(),
+            is_watched: AtomicBool::new(false),
         }
+    }
+
+    /// Lets no more pass than this pace.
+    pub fn set_pace(&self, pace: Option<Arc<Pace>>) {
+        self.pace.store(pace);
+    }
+
+    /// The pace by which it lets pass.
+    pub fn pace(&self) -> Option<Arc<Pace>> {
+        self.pace.load_full()
     }
 
     /// Changes how many may wait. Those who wait already stay.
@@ -204,10 +223,15 @@ impl Gate {
     }
 
     fn take(self: &Arc<Self>, cost: u64, now: Instant) -> Option<Pass> {
-        self.places.take().then(|| {
-            self.direct.fetch_add(1, Ordering::Relaxed);
-            self.pass(cost, now, Duration::ZERO)
-        })
+        if !self.places.take() {
+            return None;
+        }
+        if self.pace.load().as_ref().is_some_and(|pace| pace.take(now).is_err()) {
+            self.put_back(now);
+            return None;
+        }
+        self.direct.fetch_add(1, Ordering::Relaxed);
+        Some(self.pass(cost, now, Duration::ZERO))
     }
 
     fn pass(self: &Arc<Self>, cost: u64, since: Instant, waited: Duration) -> Pass {
@@ -220,11 +244,19 @@ impl Gate {
             return Err(line.expired(ask.class, &ask.caller, self.places.capacity(), now));
         }
         if line.is_empty() && self.places.take_or_contend() {
-            self.direct.fetch_add(1, Ordering::Relaxed);
-            return Ok(Joined::Entered(self.pass(ask.cost, now, Duration::ZERO)));
+            if self.may_pass(now) {
+                self.direct.fetch_add(1, Ordering::Relaxed);
+                return Ok(Joined::Entered(self.pass(ask.cost, now, Duration::ZERO)));
+            }
+            self.places.unclaim();
+            self.places.contend();
         }
         let (sender, receiver) = oneshot::channel();
-        let (ticket, evicted) = line.join(ask, sender, self.places.capacity(), now)?;
+        let joined = line.join(ask, sender, self.places.capacity(), now);
+        if line.is_empty() {
+            self.calm(&mut line);
+        }
+        let (ticket, evicted) = joined?;
         drop(line);
         tell(evicted.map(|(sender, refused)| (sender, Err(refused))));
         Ok(Joined::Waits(Waiting { gate: self, ticket: Some(ticket), deadline: ask.deadline, receiver }))
@@ -234,17 +266,41 @@ impl Gate {
     fn dispatch(self: &Arc<Self>, line: &mut Line, now: Instant) -> Vec<Told> {
         let mut told = Vec::new();
         while !line.is_empty() && self.places.claim() {
+            if !self.may_pass(now) {
+                self.places.unclaim();
+                break;
+            }
             let (next, expired) = line.next(self.places.capacity(), now);
             told.extend(expired.into_iter().map(|(sender, refused)| (sender, Err(refused))));
             match next {
                 Some((cost, Waiter { since, sender, .. })) => {
                     told.push((sender, Ok(self.pass(cost, now, now - since))));
                 }
-                None => self.places.unclaim(),
+                None => {
+                    self.places.unclaim();
+                    self.pace.load().iter().for_each(|pace| pace.give_back(now));
+                }
             }
         }
         self.calm(line);
         told
+    }
+
+    /// Whether the pace lets one pass. If not, those who wait are seen to when it does.
+    fn may_pass(self: &Arc<Self>, now: Instant) -> bool {
+        let pace = self.pace.load();
+        let Some(Err(open)) = pace.as_ref().map(|pace| pace.take(now)) else { return true };
+        if !self.is_watched.swap(true, Ordering::AcqRel) {
+            let gate = Arc::downgrade(self);
+            tokio::spawn(async move {
+                tokio::time::sleep_until(open).await;
+                let Some(gate) = gate.upgrade() else { return };
+                gate.is_watched.store(false, Ordering::Release);
+                let told = gate.dispatch(&mut gate.line(), Instant::now());
+                tell(told);
+            });
+        }
+        false
     }
 
     /// Lets requests in without the lock again once nobody waits.
@@ -253,6 +309,19 @@ impl Gate {
             line.pause();
             self.places.calm();
         }
+    }
+
+    /// Gives back a place that nothing ran on.
+    fn put_back(self: &Arc<Self>, now: Instant) {
+        if self.places.give_back() {
+            return;
+        }
+        let told = {
+            let mut line = self.line();
+            self.places.unclaim();
+            self.dispatch(&mut line, now)
+        };
+        tell(told);
     }
 
     fn release(self: &Arc<Self>, cost: u64, since: Instant) {

@@ -321,6 +321,9 @@ fn accept(ctx: &mut RequestContext, header: &mut ResponseHeader) {
     ctx.trail.first_byte = Some(ctx.started.elapsed());
     ctx.is_begun = true;
     ctx.trail.status = header.status.as_u16();
+    if header.status.as_u16() < 400 {
+        course::accepted(ctx);
+    }
     ctx.trail.nvcf_id = held::request_id(header).map(str::to_owned);
     ctx.pause = load::pause(&header.headers);
     load::hear(ctx, &header.headers);

@@ -28,6 +28,7 @@ use crate::cache::{Purges, Remote};
 use crate::config::Config;
 use crate::config::file::{CallerStore, LogTarget};
 use crate::directory::Directory;
+use crate::pacer;
 use crate::proxy::Gateway;
 use crate::proxy::edge::Edge;
 use crate::proxy::settings::ListenerSettings;
@@ -114,6 +115,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         snapshot: Arc::clone(&snapshot),
         telemetry: Arc::clone(&telemetry),
     };
+    let paced = Arc::clone(&snapshot);
     let state = admin::State {
         snapshot,
         limiter: Arc::clone(&limits.limiter),
@@ -128,7 +130,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     };
     let (stop, stopped) = watch::channel(false);
     let (working, done) = mpsc::channel(1);
-    let background = Background { limits, directory, purges, stopped, working };
+    let background = Background { limits, directory, purges, snapshot: paced, stopped, working };
     let parts =
         Parts { reloader, asked, state, socket: admin_socket, ask, ready: Box::new(ready), listeners, background };
     let mut control = background_service("control", Control { parts: Mutex::new(Some(parts)) });
@@ -257,6 +259,7 @@ struct Background {
     limits: Limits,
     directory: Arc<Directory>,
     purges: Arc<Purges>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
     stopped: watch::Receiver<bool>,
     /// Held while something is still working.
     working: mpsc::Sender<()>,
@@ -264,7 +267,11 @@ struct Background {
 
 impl Background {
     fn start(self) {
-        let Self { limits: Limits { limiter, store, courier, counts }, directory, purges, stopped, working } = self;
+        let Self { limits, directory, purges, snapshot, stopped, working } = self;
+        let Limits { limiter, store, courier, counts } = limits;
+        if let Some(store) = store.clone() {
+            tokio::spawn(pacer::share(snapshot, Arc::clone(&limiter), store));
+        }
         tokio::spawn(directory.follow());
         tokio::spawn(async move { purges.follow().await });
         if let Some(store) = store {

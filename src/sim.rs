@@ -174,6 +174,8 @@ pub struct Settings {
     pub default_fault: Option<String>,
     /// The only accepted bearer token. Without it NIMs ask for none, while NVCF and Curator take any.
     pub api_key: Option<String>,
+    /// Invocations of cloud functions that pass in a second; refused ones count as well.
+    pub rate: Option<usize>,
     /// Length of `b64_video` in characters, unless the header `x-sim-answer-bytes` says otherwise.
     pub answer_bytes: u64,
     /// Whether world models take `http` URLs as media (`NIM_ALLOW_URL_INPUT`).
@@ -198,6 +200,7 @@ impl Default for Settings {
             errors: ErrorStyle::default(),
             default_fault: None,
             api_key: None,
+            rate: None,
             answer_bytes: 256 * 1024,
             allow_url_input: true,
             run_log: None,

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 30] = [
+const ARROWS: [(&str, &[&str]); 31] = [
+    ("pacer", &["admission", "proxy", "quota", "store"]),
     ("admission", &["ids"]),
     ("ids", &[]),
     ("discovery", &[]),
@@ -60,7 +61,20 @@ const ARROWS: [(&str, &[&str]); 30] = [
     ),
     (
         "config",
-        &["ids", "auth", "balance", "catalogue", "discovery", "proxy", "quota", "route", "schema", "store", "upstream"],
+        &[
+            "ids",
+            "admission",
+            "auth",
+            "balance",
+            "catalogue",
+            "discovery",
+            "proxy",
+            "quota",
+            "route",
+            "schema",
+            "store",
+            "upstream",
+        ],
     ),
     ("probe", &["balance", "proxy"]),
     ("directory", &["auth", "config", "proxy", "quota", "store"]),
@@ -89,6 +103,7 @@ const ARROWS: [(&str, &[&str]); 30] = [
             "cache",
             "config",
             "directory",
+            "pacer",
             "probe",
             "proxy",
             "quota",
@@ -103,7 +118,7 @@ const ARROWS: [(&str, &[&str]); 30] = [
 ];
 /// Libraries and the only modules that may name them.
 const LIBRARIES: [(&str, &[&str]); 10] = [
-    ("redis", &["store", "quota", "directory", "cache"]),
+    ("redis", &["store", "quota", "directory", "cache", "pacer"]),
     ("hickory_resolver", &["discovery"]),
     ("kube", &["discovery"]),
     ("k8s_openapi", &["discovery"]),

@@ -46,6 +46,11 @@ impl Places {
         is_taken
     }
 
+    /// Sees to it that nobody passes those who wait. Under the lock.
+    pub(super) fn contend(&self) {
+        self.0.fetch_or(CONTENDED, Ordering::AcqRel);
+    }
+
     /// Nobody waits any more. Under the lock.
     pub(super) fn calm(&self) {
         self.0.fetch_and(!CONTENDED, Ordering::AcqRel);

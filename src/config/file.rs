@@ -29,7 +29,9 @@ mod quotas;
 
 pub use discovery::{Cluster, Discovery, DnsName, Port as PodPort, Scheme, Service, SrvName};
 pub use keys::{Key, Keys, Limit, Org, Per, Previous, Priority, Team};
-pub use load::{Balance, Breaker, Cache, CacheScope, Hedge, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason};
+pub use load::{
+    Balance, Breaker, Cache, CacheScope, Hedge, Pace, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason,
+};
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
 
 /// The configuration of nimgate.
@@ -318,6 +320,9 @@ pub struct Pool {
     /// Other pools for what this one can not take.
     #[serde(default)]
     pub spill: Spill,
+    /// How many requests somebody else lets pass.
+    #[serde(default)]
+    pub pace: Pace,
     /// A second endpoint for requests that take unusually long.
     #[serde(default)]
     pub hedge: Hedge,

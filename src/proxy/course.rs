@@ -19,6 +19,7 @@ use super::judge::Judge;
 use super::snapshot::PoolState;
 use super::{limits, load, queue};
 use crate::admission::Pass;
+use crate::admission::pace::Pace;
 use crate::balance::{Ask, Endpoint, Lease, NoEndpoint, Verdict, now};
 use crate::failure::{BadInput, Failure};
 use crate::ids::PoolIndex;
@@ -39,6 +40,8 @@ pub struct Course {
     tried: Vec<Arc<Endpoint>>,
     /// Attempts in the pool.
     attempts: u32,
+    /// When the last of them began.
+    sent: Option<Instant>,
     /// Pools that it left.
     left: Vec<PoolIndex>,
     /// How the last attempt failed.
@@ -65,6 +68,7 @@ impl Course {
     pub fn take_next(&mut self) -> Option<Lease> {
         let lease = self.next.take()?;
         self.attempts += 1;
+        self.sent = Some(Instant::now());
         Some(lease)
     }
 
@@ -224,17 +228,58 @@ pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool 
         _ => return false,
     };
     let failure = Failure::upstream(fault, is_platform);
+    let state = Arc::clone(&ctx.snapshot);
+    let gate = &state.pool(admitted.pool).gate;
+    let pace = gate.pace().filter(|_| header.status.as_u16() == 429);
+    if let Some(pace) = &pace {
+        let now = Instant::now();
+        pace.refused(ctx.course.sent.unwrap_or(now), now, ctx.pause);
+    }
     if !may_repeat(ctx, ran) {
         return false;
     }
     let lease = ctx.lease.take();
     ctx.course.tried.extend(lease.as_ref().map(|lease| Arc::clone(lease.endpoint())));
-    let goes_on = go_on(ctx, failure.clone()).await.is_ok();
+    let mut goes_on = go_on(ctx, failure.clone()).await.is_ok();
+    if let (false, Some(pace)) = (goes_on, pace) {
+        goes_on = again(ctx, &pace).await;
+    }
     ctx.lease = lease;
     if goes_on {
         give_up(ctx, &failure);
     }
     goes_on
+}
+
+/// The backend took the request.
+pub fn accepted(ctx: &RequestContext) {
+    let Some(admitted) = &ctx.admitted else { return };
+    ctx.snapshot.pool(admitted.pool).gate.pace().iter().for_each(|pace| pace.accepted(Instant::now()));
+}
+
+/// For how long the request's pool lets nothing pass.
+pub fn closed(ctx: &RequestContext) -> Option<Duration> {
+    let pace = ctx.snapshot.pool(ctx.admitted.as_ref()?.pool).gate.pace()?;
+    Some(pace.view(Instant::now()).1)
+}
+
+/// Sends a request again that was refused for its rate, once that lets it pass and the caller still waits then.
+async fn again(ctx: &mut RequestContext, pace: &Pace) -> bool {
+    let snapshot = Arc::clone(&ctx.snapshot);
+    let Some(state) = ctx.admitted.as_ref().map(|admitted| snapshot.pool(admitted.pool)) else { return false };
+    let deadline = deadline(ctx, state.settings.queue.timeout, state.settings.timeouts.total);
+    while ctx.course.attempts < state.settings.retry.attempts {
+        match pace.take(Instant::now()) {
+            Err(open) if open >= deadline => return false,
+            Err(open) => tokio::time::sleep_until(open).await,
+            Ok(()) => {
+                ctx.course.tried.clear();
+                let next = pick(ctx, state, false).ok();
+                return next.map(|lease| ctx.course.next = Some(lease)).is_some();
+            }
+        }
+    }
+    false
 }
 
 /// What an error of the proxy loop says of how much ran; nothing when it was not the backend's.

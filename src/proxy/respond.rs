@@ -9,7 +9,7 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::context::RequestContext;
 use super::settings::CorsSettings;
-use super::{exchange, judge, limits, load};
+use super::{course, exchange, judge, limits, load};
 use crate::failure::{Failure, render, render_with};
 
 /// An answer made here.
@@ -224,6 +224,12 @@ pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()>
     header.insert_header("x-request-id", ctx.request_id.as_str())?;
     if let Some(pool) = &ctx.trail.pool {
         header.insert_header("x-nimgate-pool", pool.as_str())?;
+    }
+    if header.status.as_u16() == 429
+        && !header.headers.contains_key(header::RETRY_AFTER)
+        && let Some(closed) = course::closed(ctx)
+    {
+        header.insert_header(header::RETRY_AFTER, limits::ceiling(closed).max(1))?;
     }
     if let Some(percent) = ctx.progress.percent() {
         header.insert_header(PROGRESS, percent.to_string())?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
+use crate::admission::pace;
 use crate::ids::{ApiName, PoolIndex, PoolName};
 use crate::record::SpillReason;
 use crate::{auth, balance, catalogue, discovery, quota, route, schema, upstream};
@@ -112,6 +113,8 @@ pub struct PoolSettings {
     pub shadow: Option<ShadowSettings>,
     /// Vectors that were asked for before; absent when off.
     pub cache: Option<CacheSettings>,
+    /// What somebody else lets pass; absent when nobody limits.
+    pub pace: Option<PaceSettings>,
     /// How an endpoint is chosen.
     pub balance: balance::Tuning,
     /// Asking endpoints for their load; absent when off.
@@ -193,6 +196,15 @@ pub struct HedgeSettings {
     pub after: Option<Duration>,
     /// Second attempts for each request, on average.
     pub budget: f32,
+}
+
+/// What somebody else lets pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PaceSettings {
+    /// Names what pools and replicas share it: a hash of credential and function.
+    pub shared: String,
+    /// The pace.
+    pub settings: pace::Settings,
 }
 
 /// Copies of requests for another pool.

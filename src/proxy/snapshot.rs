@@ -20,8 +20,10 @@ use super::fetch::results::Results;
 use super::params::{Params, Place};
 use super::revision::Revision;
 use super::settings::{
-    ClientSettings, CorsSettings, Endpoints, MeterSettings, PoolSettings, QueueSettings, RetrySettings, Settings,
+    ClientSettings, CorsSettings, Endpoints, MeterSettings, PaceSettings, PoolSettings, QueueSettings, RetrySettings,
+    Settings,
 };
+use crate::admission::pace::Pace;
 use crate::admission::{self, Gate};
 use crate::auth::{self, Caller, Denied, KeyRing};
 use crate::balance::{Endpoint, Members, Pool, now};
@@ -168,6 +170,7 @@ impl Snapshot {
             };
             states.push(PoolState::new(settings, checks, &catalogue, previous));
         }
+        set_paces(&states, previous);
         let routes = RouteTable::new(route_settings(&catalogue, &states))?;
         Ok(Self {
             generation: previous.map_or(1, |p| p.generation + 1),
@@ -287,6 +290,24 @@ impl PoolState {
         };
         state.resize();
         state
+    }
+}
+
+/// Gives each gate its pace: one for all pools that share it, with what was learned before.
+fn set_paces(states: &[PoolState], previous: Option<&Snapshot>) {
+    let before = previous.iter().flat_map(|snapshot| &snapshot.pools);
+    let known = before.filter_map(|state| Some((state.settings.pace.clone()?, state.gate.pace()?)));
+    let mut paces: Vec<(PaceSettings, Arc<Pace>)> = known.collect();
+    for state in states {
+        let pace = state.settings.pace.as_ref().map(|wanted| {
+            let found = paces.iter().find(|(settings, _)| settings == wanted).map(|(_, pace)| Arc::clone(pace));
+            found.unwrap_or_else(|| {
+                let pace = Arc::new(Pace::new(wanted.settings));
+                paces.push((wanted.clone(), Arc::clone(&pace)));
+                pace
+            })
+        });
+        state.gate.set_pace(pace);
     }
 }
 

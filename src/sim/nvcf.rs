@@ -1,6 +1,6 @@
 //! NVIDIA Cloud Functions: direct invocation, pexec and exec, as its invocation service and workers answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub(super) struct Nvcf {
     pub(super) jobs: Mutex<HashMap<String, Job>>,
     pub(super) assets: Mutex<HashMap<String, Value>>,
     surroundings: Arc<Surroundings>,
+    /// When there were invocations within the last second, refused ones included.
+    recent: Mutex<VecDeque<Instant>>,
 }
 
 /// How a request is to be run and answered.
@@ -56,7 +58,8 @@ pub(super) fn router(settings: Settings, url: String, gates: Arc<Gates>) -> Rout
     let surroundings = Arc::new(Surroundings { llm, gates, work: settings.work });
     let functions = Mutex::new(built_in(settings.slots));
     let (jobs, assets) = (Mutex::default(), Mutex::default());
-    let nvcf = Arc::new(Nvcf { settings, store, functions, jobs, assets, surroundings });
+    let recent = Mutex::default();
+    let nvcf = Arc::new(Nvcf { settings, store, functions, jobs, assets, surroundings, recent });
     Router::new()
         .route("/v2/nvcf/pexec/functions/{function}", post(pexec))
         .route("/v2/nvcf/pexec/functions/{function}/versions/{version}", post(pexec))
@@ -167,6 +170,7 @@ async fn enclose(answer: Answer) -> Answer {
 
 impl Nvcf {
     async fn direct(self: &Arc<Self>, function: &str, version: Option<&str>, request: Request) -> Answer {
+        self.limit()?;
         let poll = poll_duration(request.headers(), true)?;
         let function = self.invocable(function, version)?;
         let (parts, body) = request.into_parts();
@@ -177,6 +181,7 @@ impl Nvcf {
 
     /// The worker keeps method, headers and body, and puts the function's own path.
     async fn pexec(self: &Arc<Self>, target: &Target, request: Request) -> Answer {
+        self.limit()?;
         let headers = request.headers();
         let poll = poll_duration(headers, false)?;
         let streams = text_of(headers, "accept") == Some("text/event-stream");
@@ -262,6 +267,20 @@ impl Nvcf {
         if let Some(job) = lock(&self.jobs).get_mut(id).filter(|job| !job.pollable) {
             job.pollable = true;
             tokio::spawn(watch_leash(Arc::downgrade(self), id.to_owned()));
+        }
+    }
+
+    /// NVCF's limiter counts what it refuses, so that who asks too fast stays refused.
+    fn limit(&self) -> Result<(), Refused> {
+        let Some(rate) = self.settings.rate else { return Ok(()) };
+        let now = Instant::now();
+        let mut recent = lock(&self.recent);
+        recent.retain(|time| now - *time < Duration::from_secs(1));
+        recent.push_back(now);
+        if recent.len() <= rate {
+            Ok(())
+        } else {
+            Err(reply::problem(StatusCode::TOO_MANY_REQUESTS, None, None).into())
         }
     }
 

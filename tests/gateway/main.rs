@@ -24,6 +24,7 @@ mod held;
 mod http2;
 mod input;
 mod life;
+mod pace;
 mod path;
 mod queue;
 mod quota;

@@ -102,6 +102,24 @@ section! {
 }
 
 section! {
+    /// How many requests somebody else lets pass: a platform that limits the credential. What is too much waits in the
+    /// pool's line.
+    Pace {
+        /// Most requests a minute, of all replicas, if that is known.
+        #[schemars(range(min = 1, max = 10_000_000))]
+        per_minute: Option<u32> = None,
+        /// Whether the rate is learned from refusals (429). By default, pools with a function do.
+        learn: Option<bool> = None,
+        /// Requests a minute that refusals cut to at the least.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        least_per_minute: u32 = 6,
+        /// How many more requests a minute are tried each minute after a refusal.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        recovery_per_minute: u32 = 5,
+    }
+}
+
+section! {
     /// Trying again. Only before the answer has begun, and only when nothing ran or the operation may run twice.
     Retry {
         /// Most attempts at endpoints for one request, the first included.

@@ -6,15 +6,17 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDate, Utc};
 use http::{HeaderName, HeaderValue, Uri};
 use rustls::pki_types::ServerName;
+use sha2::{Digest as _, Sha256};
 
 use super::{MIB, Resolver, ms, pem};
+use crate::admission::pace;
 use crate::catalogue::Catalogue;
 use crate::config::check::escaped;
 use crate::config::file;
 use crate::ids::PoolIndex;
 use crate::proxy::settings::{
-    CacheScope, CacheSettings, Endpoints, HedgeSettings, PoolSettings, ProbeSettings, QueueSettings, RetrySettings,
-    ScrapeSettings, ShadowSettings, SpillSettings, Timeouts, TlsSettings,
+    CacheScope, CacheSettings, Endpoints, HedgeSettings, PaceSettings, PoolSettings, ProbeSettings, QueueSettings,
+    RetrySettings, ScrapeSettings, ShadowSettings, SpillSettings, Timeouts, TlsSettings,
 };
 use crate::{balance, route, schema, upstream};
 
@@ -94,6 +96,7 @@ impl Resolver<'_> {
         PoolSettings {
             name: pool.name.as_str().into(),
             api: pool.api.as_str().into(),
+            pace: paced(pool, &inject),
             kind,
             default: pool.default,
             models: self.models(pointer, pool),
@@ -406,6 +409,28 @@ fn cache(cache: &file::Cache) -> CacheSettings {
         count_cached: cache.count_cached,
         interval: ms(cache.revision_interval_ms),
     }
+}
+
+/// The pace of a pool, which it shares with those of the same credential and function.
+fn paced(pool: &file::Pool, inject: &[(HeaderName, HeaderValue)]) -> Option<PaceSettings> {
+    let learns = pool.pace.learn.unwrap_or(pool.function.is_some());
+    if !learns && pool.pace.per_minute.is_none() {
+        return None;
+    }
+    let mut shared = Sha256::new();
+    for (_, credential) in inject.iter().filter(|(name, _)| is_credential(name)) {
+        shared.update(credential.as_bytes());
+    }
+    shared.update([0]);
+    shared.update(pool.function.as_ref().map_or(pool.name.as_bytes(), |function| function.id.as_bytes()));
+    let settings = pace::Settings {
+        most: pool.pace.per_minute,
+        learns,
+        least: pool.pace.least_per_minute,
+        recovery: pool.pace.recovery_per_minute,
+    };
+    let shared = shared.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    Some(PaceSettings { shared, settings })
 }
 
 fn tuning(pool: &file::Pool) -> balance::Tuning {
