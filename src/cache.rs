@@ -4,6 +4,7 @@
 //! asked once however many want it, and the answer is put together as the backend would have. Knows nothing of HTTP:
 //! whoever asks the backend is a [`Backend`]. docs/cache.md tells the rules, docs/decisions/0014 the reasons.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -81,6 +82,8 @@ pub struct Stats {
     pub spoilt: AtomicU64,
     /// Answers of the backend that could not be kept.
     pub unkept: AtomicU64,
+    /// Values that Redis was not given, or did not take.
+    pub unwritten: Arc<AtomicU64>,
     /// Requests without a request to the backend, and the microseconds that one would have taken.
     pub saved: AtomicU64,
 }
@@ -153,7 +156,7 @@ impl Cache {
         values.retain(|(_, value)| value.bytes().len() <= self.settings.largest_value);
         values.iter().for_each(|(key, value)| self.local.put(*key, value));
         if let (Some(remote), false) = (remote.filter(|_| self.settings.in_redis), values.is_empty()) {
-            remote.put(&values, seconds());
+            remote.put(&values, seconds(), &self.stats.unwritten);
         }
     }
 

@@ -13,7 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("NIMGATE_LOG").unwrap_or_else(|_| {
-        EnvFilter::new("info,pingora=error,pingora_core=error,pingora_proxy=off,hickory_net=error")
+        EnvFilter::new("info,pingora=error,pingora_core=error,pingora_proxy=off,hickory_net=error,redis=error")
     });
     tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
     if rustls::crypto::ring::default_provider().install_default().is_err() {

@@ -295,7 +295,7 @@ impl Limiter {
             let tag: Arc<str> = encoded(org).into();
             let bound = |(at, limit): (usize, &'a Limit)| {
                 let word = limit.unit.map_or("now", Unit::word);
-                let id: Arc<str> = format!("{subject}:{}:{word}{}", limit.metric.word(), limit.filter).into();
+                let id: Arc<str> = format!("{subject}:{}:{word}{}", limit.metric.word(), limit.mark()).into();
                 let whole: Arc<str> = format!("{tag}:{id}").into();
                 let known = used.get(&whole).or_else(|| registry.get(&whole)).cloned();
                 let counter =
@@ -686,7 +686,7 @@ impl Reservation {
     /// What is charged of each metric: the most that the request may use.
     fn amounts(&self) -> impl Fn(Metric) -> u64 + use<> {
         let Most { input, output, video_seconds } = self.most;
-        let cost = self.cost(&Used { input, output, video_seconds, answered: true });
+        let cost = self.cost(&Used { input, output, video_seconds, answered: true, ..Used::default() });
         move |metric| match metric {
             Metric::Requests | Metric::Concurrency => 1,
             Metric::InputTokens => input,
@@ -813,13 +813,17 @@ impl Reservation {
         let cost = self.cost(&self.used);
         for charge in &self.charges[..self.taken] {
             let bound = self.account.bound(charge);
-            let used = match bound.rule.limit.metric {
+            let Limit { metric, counts_cached, .. } = bound.rule.limit;
+            let counted = if counts_cached { self.used } else { self.used.asked() };
+            let used = match metric {
+                Metric::Requests if self.used.is_known && !counts_cached => 0,
                 Metric::Requests => charge.amount,
                 Metric::Concurrency => 0,
-                Metric::InputTokens => self.used.input,
-                Metric::OutputTokens => self.used.output,
-                Metric::TotalTokens => self.used.input.saturating_add(self.used.output),
-                Metric::Spend => cost,
+                Metric::InputTokens => counted.input,
+                Metric::OutputTokens => counted.output,
+                Metric::TotalTokens => counted.input.saturating_add(counted.output),
+                Metric::Spend if counts_cached => cost,
+                Metric::Spend => self.cost(&counted),
             };
             if used < charge.amount {
                 self.limiter.give_back(&self.account, &Charge { amount: charge.amount - used, ..*charge });

@@ -64,7 +64,7 @@ pub struct Kept<'a> {
     /// Seconds of backends that were not needed so far.
     pub saved: f64,
     /// Values that were found and are none, and answers that could not be kept.
-    pub unusable: [(&'static str, u64); 2],
+    pub unusable: [(&'static str, u64); 3],
 }
 
 /// What limits did so far, and how their store is.
@@ -235,7 +235,7 @@ impl Telemetry {
             )?,
             cache_unusable: counters(
                 "nimgate_cache_unusable_total",
-                "Kept values that are none, and answers that could not be kept.",
+                "Kept values that are none, answers that could not be kept, and values that Redis did not take.",
                 &["pool", "what"],
             )?,
             cache_entries: gauges("nimgate_cache_entries", "Vectors kept in this process.", &["pool"])?,
@@ -464,7 +464,13 @@ mod tests {
             replicas: 2,
         };
         let endpoints = [("p", "e:1".to_owned(), 4, true)].into_iter();
-        let kept = Kept { pool: "p", entries: 6, bytes: 7, saved: 0.5, unusable: [("spoilt", 1), ("unkept", 2)] };
+        let kept = Kept {
+            pool: "p",
+            entries: 6,
+            bytes: 7,
+            saved: 0.5,
+            unusable: [("spoilt", 1), ("unkept", 2), ("unwritten", 3)],
+        };
         let page = telemetry.page(endpoints, [("p", 5)].into_iter(), &limits, [kept].into_iter()).unwrap();
         for line in [
             r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,

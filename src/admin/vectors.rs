@@ -67,7 +67,11 @@ pub(super) fn kept(pool: &PoolState) -> Option<Kept<'_>> {
         entries,
         bytes,
         saved: read(&cache.stats.saved) as f64 / 1e6,
-        unusable: [("spoilt", read(&cache.stats.spoilt)), ("unkept", read(&cache.stats.unkept))],
+        unusable: [
+            ("spoilt", read(&cache.stats.spoilt)),
+            ("unkept", read(&cache.stats.unkept)),
+            ("unwritten", read(&cache.stats.unwritten)),
+        ],
     })
 }
 
@@ -88,6 +92,7 @@ pub(super) fn show(pool: &PoolState) -> Option<Value> {
         "saved_s": read(&stats.saved) as f64 / 1e6,
         "spoilt": read(&stats.spoilt),
         "unkept": read(&stats.unkept),
+        "unwritten": read(&stats.unwritten),
         "revision": vectors.revision.agreed().as_deref(),
         "revisions": vectors.revision.shown(),
     }))

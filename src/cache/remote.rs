@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt as _, stream};
 use redis::RedisError;
 use tokio::sync::Semaphore;
 
@@ -23,6 +24,9 @@ const REST: Duration = Duration::from_secs(1);
 const MOST_WRITES: usize = 64;
 /// Values that are written in one go.
 const TOGETHER: usize = 128;
+/// Writes of one request under way at a time in a cluster, where each value may lie elsewhere. The connection to a node
+/// sends what comes at once as a pipeline.
+const AT_ONCE: usize = 32;
 /// Where the times of purges are.
 const PURGES: (&str, &str) = ("cache", "purged");
 
@@ -57,8 +61,6 @@ pub struct Remote {
     rests_until: AtomicU64,
     is_away: AtomicBool,
     writes: Arc<Semaphore>,
-    /// Values that were not written: too many at once, or Redis was away.
-    pub unwritten: Arc<AtomicU64>,
 }
 
 impl Remote {
@@ -71,7 +73,6 @@ impl Remote {
             rests_until: AtomicU64::new(0),
             is_away: AtomicBool::new(false),
             writes: Arc::new(Semaphore::new(MOST_WRITES)),
-            unwritten: Arc::default(),
         }
     }
 
@@ -120,30 +121,38 @@ impl Remote {
         }
     }
 
-    /// Keeps values until they end, without waiting.
-    pub fn put(&self, values: &[(Key, Value)], now: u32) {
-        let count = values.len() as u64;
+    /// Keeps values until they end, without waiting. Counts those that are not written: too many at once, or Redis is away.
+    pub fn put(&self, values: &[(Key, Value)], now: u32, unwritten: &Arc<AtomicU64>) {
+        let mut left = values.len() as u64;
         let (Some(link), Ok(permit)) = (self.store.link(), Arc::clone(&self.writes).try_acquire_owned()) else {
-            self.unwritten.fetch_add(count, Ordering::Relaxed);
+            unwritten.fetch_add(left, Ordering::Relaxed);
             return;
         };
-        let (store, unwritten) = (self.store.clone(), Arc::clone(&self.unwritten));
+        let (store, unwritten) = (self.store.clone(), Arc::clone(unwritten));
         // In a cluster, what is sent together has to lie together.
-        let together = if store.is_cluster() { 1 } else { TOGETHER };
-        let pipes: Vec<redis::Pipeline> = values.chunks(together).map(|some| self.pipe(some, now)).collect();
+        let is_cluster = store.is_cluster();
+        let (together, at_once) = if is_cluster { (1, AT_ONCE) } else { (TOGETHER, 1) };
+        let writes = values.chunks(together).map(|some| {
+            let (pipe, mut link, count) = (self.pipe(some, now), link.clone(), some.len() as u64);
+            async move { (pipe.query_async::<()>(&mut link).await, count) }
+        });
+        let writes: Vec<_> = writes.collect();
         tokio::spawn(async move {
             let _permit = permit;
-            for pipe in pipes {
-                let mut link = link.clone();
-                if let Err(error) = pipe.query_async::<()>(&mut link).await {
-                    unwritten.fetch_add(count, Ordering::Relaxed);
-                    if error.code().is_none() {
-                        store.fail(&link, &error);
-                    }
-                    tracing::debug!(reason = %crate::store::describe(&error), "vectors could not be kept in Redis");
-                    return;
+            let mut writes = stream::iter(writes).buffer_unordered(at_once);
+            while let Some((written, count)) = writes.next().await {
+                let Err(error) = written else {
+                    left -= count;
+                    continue;
+                };
+                blame(&store, &link, &error);
+                tracing::debug!(reason = %crate::store::describe(&error), "vectors could not be kept in Redis");
+                // Other nodes may be there.
+                if !is_cluster {
+                    break;
                 }
             }
+            unwritten.fetch_add(left, Ordering::Relaxed);
         });
     }
 
@@ -175,14 +184,19 @@ impl Remote {
     }
 
     fn failed(&self, link: &Link, error: &RedisError) -> Away {
-        // An error that the server worded leaves the connection whole.
-        if error.code().is_none() {
-            self.store.fail(link, error);
-        }
+        blame(&self.store, link, error);
         Away::Failed
     }
 
     fn name(&self, key: &Key) -> String {
         self.store.key(&key.address(), "e")
+    }
+}
+
+/// Has the connection made anew, unless it may be whole: an error that the server worded came over it, and that to a
+/// cluster finds its nodes again by itself, while limits use those that are there.
+fn blame(store: &Store, link: &Link, error: &RedisError) {
+    if error.code().is_none() && !store.is_cluster() {
+        store.fail(link, error);
     }
 }

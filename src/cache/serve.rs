@@ -12,7 +12,7 @@ use super::key::Key;
 use super::question::Question;
 use super::remote::{Away, Remote};
 use super::value::{Facts, Value};
-use super::{Cache, add};
+use super::{Cache, add, seconds};
 
 /// An answer above this many bytes is read by a thread of its own.
 const WORTH_A_THREAD: usize = 256 * 1024;
@@ -246,6 +246,13 @@ impl Run<'_> {
             return false;
         };
         let dimensions = answer.vectors[0].dimensions;
+        if self.known_dimensions().is_some_and(|known| known != dimensions) {
+            // Nobody can tell which of two answers is wrong. This one is not kept, and the next is held against it.
+            add(&self.cache.stats.unkept, 1);
+            let frame = (self.question.frame, self.frame_value(&answer));
+            self.cache.insert(self.remote, vec![frame]);
+            return false;
+        }
         let is_same = |(value, frame): &(Value, Frame)| *frame == answer.frame && value.dimensions() == dimensions;
         let is_known = self.frame.as_ref().is_some_and(is_same);
         if self.frame.is_some() && !is_known && !is_whole {
@@ -259,11 +266,8 @@ impl Run<'_> {
         let frame = match self.frame.take().filter(|_| is_known) {
             Some((frame, _)) => frame,
             None => {
-                let key = self.question.frame;
-                // It outlives the vectors that it is for.
-                let expires = self.cache.expiry().saturating_add(self.cache.settings.ttl.as_secs() as u32);
-                let frame = Value::of_frame(&key, &answer.frame.to_bytes(), dimensions, expires);
-                kept.push((key, frame.clone()));
+                let frame = self.frame_value(&answer);
+                kept.push((self.question.frame, frame.clone()));
                 frame
             }
         };
@@ -291,6 +295,18 @@ impl Run<'_> {
         }
         self.frame = Some((frame, answer.frame));
         true
+    }
+
+    /// How many numbers the vectors of the space have, as far as is known here.
+    fn known_dimensions(&self) -> Option<u16> {
+        let known = self.frame.as_ref().map(|(value, _)| value.dimensions());
+        known.or_else(|| Some(self.cache.local.get(&self.question.frame, seconds())?.dimensions()))
+    }
+
+    /// What an answer has in common with others, as it is kept. It outlives the vectors that it is for.
+    fn frame_value(&self, answer: &Answer) -> Value {
+        let expires = self.cache.expiry().saturating_add(self.cache.settings.ttl.as_secs() as u32);
+        Value::of_frame(&self.question.frame, &answer.frame.to_bytes(), answer.vectors[0].dimensions, expires)
     }
 
     /// Videos of each chosen item; nothing when that can not be known.

@@ -15,7 +15,8 @@ pub struct Limit(pub Value);
 #[group(id = "new_limits", required = true, multiple = false)]
 pub struct Limits {
     /// METRIC=AMOUNT/UNIT, such as requests=10/second, total_tokens=1000000/day, spend=25/month, or concurrency=4;
-    /// followed by what it is for where that is not everything: ,model=meta/* ,pool=NAME ,operation=ID. Repeat for more.
+    /// followed by what it is for where that is not everything: ,model=meta/* ,pool=NAME ,operation=ID; and by
+    /// ,count_cached=false where what a cache knew does not count. Repeat for more.
     /// All together replace those that were.
     #[arg(long = "limit", value_name = "LIMIT", value_parser = parse)]
     pub limits: Vec<Limit>,
@@ -36,7 +37,7 @@ pub(super) fn values(limits: &[Limit]) -> Vec<&Value> {
     limits.iter().map(|Limit(value)| value).collect()
 }
 
-/// Reads `METRIC=AMOUNT[/UNIT][,model=…][,pool=…][,operation=…]`.
+/// Reads `METRIC=AMOUNT[/UNIT][,model=…][,pool=…][,operation=…][,count_cached=…]`.
 pub(super) fn parse(text: &str) -> Result<Limit, String> {
     let mut parts = text.split(',');
     let head = parts.next().unwrap_or_default();
@@ -60,6 +61,11 @@ pub(super) fn parse(text: &str) -> Result<Limit, String> {
         None => return Err(form.into()),
     }
     for part in parts {
+        if let Some(counts) = part.trim().strip_prefix("count_cached=") {
+            limit["count_cached"] =
+                counts.parse::<bool>().map_err(|_| format!("{part}: expected true or false"))?.into();
+            continue;
+        }
         let filter = part.split_once('=').and_then(|(name, pattern)| {
             let list = [("model", "models"), ("pool", "pools"), ("operation", "operations")];
             list.into_iter().find(|(one, _)| *one == name.trim()).map(|(_, list)| (list, pattern))
@@ -85,6 +91,10 @@ mod tests {
             ("requests=10/second", json!({ "requests": 10, "per": "second" })),
             ("total_tokens=1_000_000/day", json!({ "total_tokens": 1_000_000, "per": "day" })),
             ("concurrency=4", json!({ "concurrency": 4 })),
+            (
+                "input_tokens=5/day,count_cached=false",
+                json!({ "input_tokens": 5, "per": "day", "count_cached": false }),
+            ),
             ("spend=2.5/month", json!({ "spend": 2.5, "per": "month" })),
             (
                 "requests=1/minute,model=meta/*,model=b,pool=p",

@@ -77,8 +77,8 @@ pub struct RequestContext {
     pub awaited: Awaited,
     /// Tokens of its answer that no backend computed for it.
     pub known: u64,
-    /// Whether they count as used.
-    pub counts_known: bool,
+    /// Whether no backend was asked for any of it.
+    pub is_known: bool,
 }
 
 /// What the request was admitted to.
@@ -138,7 +138,7 @@ impl RequestContext {
             is_begun: false,
             awaited: Awaited::default(),
             known: 0,
-            counts_known: true,
+            is_known: false,
         }
     }
 

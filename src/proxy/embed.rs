@@ -122,7 +122,6 @@ pub async fn run(
     let Plan { question, manner, revision, cache } = plan;
     let home = admitted.pool;
     let snapshot = Arc::clone(&ctx.snapshot);
-    let counts = snapshot.pool(home).settings.cache.is_none_or(|settings| settings.count_cached);
     let remote = gateway.purges.remote();
     let id = ctx.request_id.as_str().to_owned();
     let mut admitted = admitted;
@@ -143,7 +142,7 @@ pub async fn run(
         }
         Outcome::Made(Made { body, tally, is_exact, free }) => {
             ctx.trail.cache = Some(cached(tally, Some(is_exact)));
-            (ctx.known, ctx.counts_known) = (free, counts);
+            (ctx.known, ctx.is_known) = (free, tally.misses == 0);
             // Unless a backend was asked, in which case it has it.
             ctx.admitted = ctx.admitted.take().or(admitted);
             let mut header = ResponseHeader::build(200, Some(8))?;

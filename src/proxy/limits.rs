@@ -117,11 +117,11 @@ fn used(ctx: &RequestContext) -> Option<(Used, bool)> {
     let (meter, admitted, reservation) = (ctx.meter.as_ref()?, ctx.admitted.as_ref()?, ctx.reservation.as_ref()?);
     let operation = ctx.snapshot.catalogue.operation(admitted.operation);
     let most = reservation.most();
-    let used = Used { video_seconds: most.video_seconds, answered: true, ..Used::default() };
+    let (known, is_known) = (ctx.known, ctx.is_known);
+    let used = Used { video_seconds: most.video_seconds, answered: true, known, is_known, ..Used::default() };
     if let Some(usage) = meter.usage() {
         // A backend may state anything.
-        let free = if ctx.counts_known { 0 } else { ctx.known };
-        let [input, output] = [usage.input.saturating_sub(free), usage.output].map(|tokens| tokens.min(LARGEST));
+        let [input, output] = [usage.input, usage.output].map(|tokens| tokens.min(LARGEST));
         return Some((Used { input, output, ..used }, true));
     }
     let Some(tokens) = &operation.tokens else { return Some((used, true)) };

@@ -69,9 +69,7 @@ pub fn release(ctx: &mut RequestContext) {
         Some(failure) => lease.judge(verdict(failure, ctx.pause)),
         None if ctx.trail.first_byte.is_some() => {
             // What was known is no work of the endpoint.
-            let known = if ctx.counts_known { ctx.known } else { 0 };
-            let used = ctx.reservation.as_ref().map(|reservation| reservation.used());
-            let used = used.map(|used| Used { input: used.input.saturating_sub(known), ..used });
+            let used = ctx.reservation.as_ref().map(|reservation| reservation.used().asked());
             let admitted = ctx.admitted.as_ref();
             let operation = admitted.map(|admitted| ctx.snapshot.catalogue.operation(admitted.operation));
             lease.finished(operation.zip(used.as_ref()).and_then(|(operation, used)| done(operation, used)));

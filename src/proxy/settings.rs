@@ -250,8 +250,6 @@ pub struct CacheSettings {
     pub largest_value: usize,
     /// Whether images and videos are kept by their content.
     pub keeps_media: bool,
-    /// Whether what was known counts as used.
-    pub count_cached: bool,
     /// Time between questions for the revision.
     pub interval: Duration,
 }

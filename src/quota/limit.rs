@@ -197,6 +197,15 @@ pub struct Limit {
     pub unit: Option<Unit>,
     /// For which requests.
     pub filter: Filter,
+    /// Whether what a cache knew counts.
+    pub counts_cached: bool,
+}
+
+impl Limit {
+    /// What tells its count apart from others of the same subject, metric and unit.
+    pub fn mark(&self) -> String {
+        format!("{}{}", self.filter, if self.counts_cached { "" } else { "/asked" })
+    }
 }
 
 #[cfg(test)]

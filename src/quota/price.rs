@@ -18,7 +18,7 @@ pub struct Price {
     pub per_video_second: u64,
 }
 
-/// What a request used.
+/// What a request used, and what of it a cache knew.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Used {
     /// Tokens of the prompt.
@@ -29,6 +29,18 @@ pub struct Used {
     pub video_seconds: f64,
     /// Whether it was answered well, and costs what a request costs.
     pub answered: bool,
+    /// Tokens of the prompt that no backend computed for this request.
+    pub known: u64,
+    /// Whether no backend was asked at all.
+    pub is_known: bool,
+}
+
+impl Used {
+    /// Without what a cache knew.
+    pub fn asked(&self) -> Self {
+        let input = if self.is_known { 0 } else { self.input.saturating_sub(self.known) };
+        Self { input, answered: self.answered && !self.is_known, known: 0, ..*self }
+    }
 }
 
 impl Price {
@@ -74,11 +86,14 @@ mod tests {
             per_request: nano(0.001).unwrap(),
             per_video_second: nano(0.05).unwrap(),
         };
-        let used = Used { input: 1000, output: 500, video_seconds: 0.0, answered: true };
+        let used = Used { input: 1000, output: 500, answered: true, ..Used::default() };
         assert_eq!(units(price.cost(&used)), "0.0015");
         let video = Used { video_seconds: 5.0, answered: true, ..Used::default() };
         assert_eq!(units(price.cost(&video)), "0.251");
         assert_eq!(price.cost(&Used::default()), 0);
+        let [part, whole] = [false, true].map(|is_known| Used { known: 600, is_known, ..used }.asked());
+        assert_eq!((units(price.cost(&part)).as_str(), whole.answered), ("0.00138", false));
+        assert_eq!((part.input, whole.input), (400, 0));
         assert!(Price::of(std::slice::from_ref(&price), Some(&"meta/x".into())).is_some());
         assert!(Price::of(&[price], None).is_none());
     }

@@ -14,7 +14,7 @@ const METRICS: [(Metric, Option<Unit>); 6] = [
 ];
 
 fn limits(amount: u64) -> Vec<Limit> {
-    let limit = |(metric, unit)| Limit { metric, amount, unit, filter: Filter::default() };
+    let limit = |(metric, unit)| Limit { metric, amount, unit, filter: Filter::default(), counts_cached: true };
     METRICS.into_iter().map(limit).collect()
 }
 
@@ -89,8 +89,8 @@ async fn over_random_endings_charges_equal_usage_and_nothing_leaks() {
                 let used = Used {
                     input: spread(most.input),
                     output: spread(most.output),
-                    video_seconds: 0.0,
                     answered: kind != 1,
+                    ..Used::default()
                 };
                 reservation.note(Used { input: 1, ..Used::default() });
                 reservation.note(used);
@@ -129,7 +129,7 @@ async fn over_random_endings_charges_equal_usage_and_nothing_leaks() {
 #[tokio::test]
 async fn all_that_apply_must_hold_and_the_one_that_refused_is_named() {
     let limiter = Arc::new(Limiter::local());
-    let limit = |metric, amount, unit, filter| Limit { metric, amount, unit, filter };
+    let limit = |metric, amount, unit, filter| Limit { metric, amount, unit, filter, counts_cached: true };
     let mut all = settings(vec![]);
     all.orgs.insert("o".into(), vec![limit(Metric::Requests, 5, Some(Unit::Day), Filter::default())]);
     let models = Filter { models: vec![Pattern("meta/*".into())], ..Filter::default() };

@@ -13,30 +13,33 @@ use crate::support::*;
 
 const LIMITED: &str = "ngk_limited_0123456789abcdef";
 
-/// A Python script under way.
-struct Script {
+/// A script under way.
+pub(crate) struct Script {
     child: Child,
     directory: PathBuf,
 }
 
 impl Script {
-    /// Starts one from `sdk/`. It reads the variables URL and KEY, and says what it saw as JSON.
-    fn start(name: &str, gateway: &Gateway, variables: &[(&str, &str)]) -> Self {
+    /// Starts one from `sdk/`, for Python or for Node. It reads the variables URL and KEY, unless others are given, and
+    /// says what it saw as JSON.
+    pub(crate) fn start(name: &str, gateway: &Gateway, variables: &[(&str, &str)]) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = root.join("target/client-venv/bin/python");
-        assert!(python.exists(), "there is no {}: run tests/setup.sh", python.display());
+        let venv = root.join("target/client-venv");
+        let program = venv.join(if name.ends_with(".py") { "bin/python" } else { "bin/node" });
+        assert!(program.exists(), "there is no {}: run tests/setup.sh", program.display());
         let directory = gateway.directory.path().to_owned();
         let file = |name: &str| File::create(directory.join(name)).unwrap();
-        let mut command = Command::new(python);
-        command.arg(root.join("tests/gateway/sdk").join(name)).env_clear().envs(variables.iter().copied());
+        let mut command = Command::new(program);
+        command.arg(root.join("tests/gateway/sdk").join(name)).env_clear();
         command.env("URL", format!("http://{}/v1", gateway.address)).env("KEY", LIMITED).env("HOME", &directory);
-        command.env("PYTHONDONTWRITEBYTECODE", "1").current_dir(&directory).stdin(Stdio::null());
+        command.env("PYTHONDONTWRITEBYTECODE", "1").env("NODE_PATH", venv.join("node/node_modules"));
+        command.envs(variables.iter().copied()).current_dir(&directory).stdin(Stdio::null());
         let child = command.stdout(file("stdout")).stderr(file("stderr")).spawn().unwrap();
         Self { child, directory }
     }
 
     /// Waits for its end, which must be a good one.
-    async fn finish(mut self) -> Value {
+    pub(crate) async fn finish(mut self) -> Value {
         let mut ended = None;
         until("the script has ended", async || {
             ended = self.child.try_wait().unwrap();

@@ -90,7 +90,7 @@ impl Fake<'_> {
         match fastrand::u32(..7) {
             0 => drop(data.pop()),
             1 => data[0]["index"] = json!(data.len()),
-            // Alone, it could not be told from a vector.
+            // Alone, nobody could tell.
             2 if data.len() > 1 => data[0]["embedding"] = json!([0.5]),
             3 => data[0]["embedding"] = json!("AADAfw=="),
             4 => data[0]["embedding"] = json!([0.5, null]),

@@ -36,9 +36,10 @@ impl<'a> Limits<'a> {
         for (at, limit) in limits.into_iter().enumerate() {
             let pointer = format!("{pointer}/limits/{at}");
             let amount = amount(&limit).and_then(|amount| Ok((amount, unit(&limit, amount.0)?)));
+            let counts_cached = limit.count_cached.unwrap_or(true);
             let filter = self.filter(&pointer, limit, findings);
             match amount {
-                Ok(((metric, _), unit)) if !seen.insert((metric, unit, filter.to_string())) => {
+                Ok(((metric, _), unit)) if !seen.insert((metric, unit, filter.to_string(), counts_cached)) => {
                     let reason = "the same limit stands here already, with another amount or the same; leave one out";
                     findings.push(Finding::wrong(pointer, reason));
                 }
@@ -47,7 +48,7 @@ impl<'a> Limits<'a> {
                         let reason = "no price is for any model that this limit fits, so nothing would ever count";
                         findings.push(Finding::dangling(format!("{pointer}/spend"), reason));
                     }
-                    read.push(Limit { metric, amount, unit, filter });
+                    read.push(Limit { metric, amount, unit, filter, counts_cached });
                 }
                 Err((below, reason)) => findings.push(Finding::wrong(format!("{pointer}{below}"), reason)),
             }
@@ -134,6 +135,9 @@ fn amount(limit: &file::Limit) -> Result<(Metric, u64), Wrong> {
 
 fn unit(limit: &file::Limit, metric: Metric) -> Result<Option<Unit>, Wrong> {
     match (limit.per, metric) {
+        (_, Metric::Concurrency) if limit.count_cached.is_some() => {
+            Err(("/count_cached".into(), "concurrency counts whatever is under way; leave this out".into()))
+        }
         (None, Metric::Concurrency) => Ok(None),
         (Some(_), Metric::Concurrency) => {
             Err(("/per".into(), "concurrency counts requests at the same time; leave this out".into()))

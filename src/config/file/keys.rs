@@ -162,6 +162,9 @@ pub struct Limit {
     /// Only for operations that one of these fits, by `id` or `api/id`.
     #[schemars(length(max = 100), inner(length(min = 1, max = 200)))]
     pub operations: Vec<String>,
+    /// Whether what a cache knew counts as used; without it, that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count_cached: Option<bool>,
 }
 
 /// A time after which a count begins anew.

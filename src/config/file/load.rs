@@ -214,8 +214,6 @@ section! {
         max_value_kib: usize = 64,
         /// Whether images and videos in requests are kept by their content. URLs never are.
         media: bool = false,
-        /// Whether what was known counts as used, towards limits and spend.
-        count_cached: bool = true,
         /// How often endpoints are asked which revision of their model they serve.
         #[schemars(range(min = 50, max = 3_600_000))]
         revision_interval_ms: u64 = 1000,

@@ -406,7 +406,6 @@ fn cache(cache: &file::Cache) -> CacheSettings {
         budget: ms(cache.budget_ms),
         largest_value: cache.max_value_kib * 1024,
         keeps_media: cache.media,
-        count_cached: cache.count_cached,
         interval: ms(cache.revision_interval_ms),
     }
 }
