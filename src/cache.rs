@@ -8,14 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::Semaphore;
+
 mod answer;
 mod flight;
 mod key;
 mod local;
 mod members;
+mod number;
 mod purge;
 mod question;
 mod remote;
+mod scan;
 mod serve;
 mod value;
 
@@ -30,6 +34,9 @@ pub use serve::{Asked, Backend, Made, Manner, Outcome, Tally, serve};
 pub use value::{Encoding, Facts, Form, Value, Vector};
 
 use local::Local;
+
+/// Bytes of answers that were passed on and are not read yet.
+const MOST_UNREAD: usize = 64 * 1024 * 1024;
 
 /// How the vectors of a pool are kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +70,8 @@ pub struct Cache {
     batch: AtomicUsize,
     /// Mean time of a request to the backend, in microseconds.
     pace: AtomicU64,
+    /// Bytes of answers that may wait to be read, beside those that their requests wait for.
+    unread: Arc<Semaphore>,
     /// What it did so far.
     pub stats: Stats,
 }
@@ -106,6 +115,7 @@ impl Cache {
             usual: AtomicU8::new(Form::Bits as u8),
             batch: AtomicUsize::new(settings.batch),
             pace: AtomicU64::new(0),
+            unread: Arc::new(Semaphore::new(MOST_UNREAD)),
             stats: Stats::default(),
             settings,
         }

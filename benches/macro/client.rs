@@ -157,3 +157,13 @@ impl Head {
         bail!("an answer without a length, status {status}")
     }
 }
+
+/// The values of a metric: with these labels, or whatever they are.
+pub async fn metrics(admin: SocketAddr, name: &str) -> Result<Vec<String>> {
+    let mut stream = TcpStream::connect(admin).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench.local\r\nconnection: close\r\n\r\n").await?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await?;
+    let lines = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+    Ok(lines.filter_map(|line| Some(line.rsplit_once(' ')?.1.to_owned())).collect())
+}

@@ -1,11 +1,14 @@
 //! Child processes: started here, read in /proc, and ended with whatever they started themselves.
 
 use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 /// A child that ends when this is dropped.
 pub struct Process {
@@ -57,9 +60,14 @@ impl Process {
 
     /// The most memory that it ever had, in bytes.
     pub fn peak_memory(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// A figure of its memory by the kernel's name, in bytes.
+    pub fn memory(&self, name: &str) -> u64 {
         let of = |pid: u32| -> Option<u64> {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-            let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
             line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
         };
         self.family().into_iter().filter_map(of).sum()
@@ -95,6 +103,25 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// So many addresses that nobody listens on; all are held until the last is found, so that they differ.
+pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+}
+
+/// Waits until the process takes connections.
+pub async fn await_listener(process: &mut Process, address: SocketAddr) -> Result<()> {
+    let begun = Instant::now();
+    while TcpStream::connect(address).await.is_err() {
+        process.require_running()?;
+        if begun.elapsed() > Duration::from_secs(20) {
+            bail!("nobody listens on {address}");
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    process.require_running()
 }
 
 /// Std knows no signal but the last one, and the shell is at hand everywhere.

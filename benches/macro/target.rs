@@ -2,20 +2,18 @@
 
 use std::env;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nimgate::auth::NewKey;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
 use crate::bodies;
-use crate::client::Connection;
-use crate::process::Process;
+use crate::client::{Connection, metrics};
+use crate::process::{Process, await_listener, free_addresses};
 use crate::redis::RedisServer;
 use crate::workload::Workload;
 
@@ -218,24 +216,6 @@ impl Stage {
     }
 }
 
-/// So many addresses that nobody listens on; all are held until the last is found, so that they differ.
-fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
-}
-
-async fn await_listener(process: &mut Process, address: SocketAddr) -> Result<()> {
-    let begun = Instant::now();
-    while TcpStream::connect(address).await.is_err() {
-        process.require_running()?;
-        if begun.elapsed() > Duration::from_secs(20) {
-            bail!("nobody listens on {address}");
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    process.require_running()
-}
-
 /// This executable in another part.
 fn role(role: &str, listen: SocketAddr, upstream: Option<SocketAddr>) -> Result<Command> {
     let mut command = Command::new(env::current_exe()?);
@@ -286,16 +266,6 @@ fn nginx_command(directory: &Path, listen: SocketAddr, upstream: SocketAddr) -> 
     let mut command = Command::new(nginx().context("nginx is not installed")?);
     command.arg("-p").arg(directory).arg("-e").arg("stderr").arg("-c").arg(file);
     Ok(command)
-}
-
-/// The values of a metric, whatever its labels.
-async fn metrics(admin: SocketAddr, name: &str) -> Result<Vec<String>> {
-    let mut stream = TcpStream::connect(admin).await?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: bench.local\r\nconnection: close\r\n\r\n").await?;
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await?;
-    let lines = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
-    Ok(lines.filter_map(|line| Some(line.rsplit_once(' ')?.1.to_owned())).collect())
 }
 
 fn access_log(target: Target) -> String {

@@ -6,7 +6,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::members::{Members, list, string};
+use super::members::Members;
+use super::scan::Scan;
 use super::value::{Encoding, Form, Value, Vector};
 
 /// What the answers of a space have in common: members and their text. Empty text stands for what differs.
@@ -46,45 +47,21 @@ const MEDIA: &str = "num_videos";
 impl Answer {
     /// Takes an answer to `count` items apart; nothing if it is not what it should be.
     pub fn read(body: &[u8], count: usize, encoding: Encoding) -> Option<Self> {
-        let members = Members::read(std::str::from_utf8(body).ok()?.trim())?;
-        let (tokens, media, usage) = match members.get("usage") {
-            Some(usage) => read_usage(usage)?,
-            None => (None, None, Vec::new()),
-        };
-        let mut vectors: Vec<Option<Vector>> = vec![None; count];
-        let mut frame_of_item: Option<Vec<(String, String)>> = None;
-        let data = list(members.get("data")?)?;
-        if data.len() != count || count == 0 {
-            return None;
-        }
-        for item in data {
-            let item = Members::read(item)?;
-            let index: usize = item.get("index")?.parse().ok()?;
-            let embedding = item.get("embedding")?;
-            let vector = match encoding {
-                Encoding::Float => Vector::from_numbers(embedding)?,
-                Encoding::Base64 => Vector::from_base64(&string(embedding)?)?,
-            };
-            let place = vectors.get_mut(index)?;
-            if place.replace(vector).is_some() {
-                return None;
+        let mut scan = Scan::new(std::str::from_utf8(body).ok()?);
+        let (mut top, mut data, mut usage) = (Vec::new(), None, (None, None, Vec::new()));
+        scan.members(|scan, name| {
+            let mut text = String::new();
+            match name {
+                "data" => data = Some(read_data(scan, count, encoding)?),
+                "usage" => usage = read_usage(scan.value()?)?,
+                "id" | "created" => drop(scan.value()?),
+                _ => text = scan.value()?.to_owned(),
             }
-            let known = ["object", "index", "embedding"];
-            if item.0.iter().any(|(name, _)| !known.contains(&name.as_str())) {
-                return None;
-            }
-            let frame = blanked(&item, &["index", "embedding"]);
-            if frame_of_item.get_or_insert_with(|| frame.clone()) != &frame {
-                return None;
-            }
-        }
-        let vectors = vectors.into_iter().collect::<Option<Vec<_>>>()?;
-        let dimensions = vectors.first()?.dimensions;
-        if vectors.iter().any(|vector| vector.dimensions != dimensions) {
-            return None;
-        }
-        let frame = Frame { top: blanked(&members, &["data", "usage", "id", "created"]), item: frame_of_item?, usage };
-        Some(Self { frame, vectors, tokens, media })
+            top.push((name.to_owned(), text));
+            Some(())
+        })?;
+        let ((vectors, item), (tokens, media, usage)) = (data.filter(|_| scan.is_end())?, usage);
+        Some(Self { frame: Frame { top, item, usage }, vectors, tokens, media })
     }
 
     /// The widest form in which it printed numbers.
@@ -107,8 +84,12 @@ impl Frame {
     /// Puts an answer together; nothing when a vector can not be written so. `id` names it where the backend's answers
     /// have names.
     pub fn answer(&self, values: &[&Value], encoding: Encoding, usual: Form, sum: Sum, id: &str) -> Option<Bytes> {
-        let size = values.iter().map(|value| value.data().len() * 3 + 64).sum::<usize>();
-        let mut out = Vec::with_capacity(size + 256);
+        let text = |value: &&Value| match encoding {
+            Encoding::Float => value.data().len() * 3,
+            Encoding::Base64 => value.data().len().div_ceil(3) * 4,
+        };
+        let size = values.iter().map(text).sum::<usize>() + values.len() * 128;
+        let mut out = Vec::with_capacity(size + 1024);
         let mut is_good = true;
         object(&mut out, &self.top, |out, name| match name {
             "data" => {
@@ -158,6 +139,41 @@ fn object(out: &mut Vec<u8>, members: &[(String, String)], mut blank: impl FnMut
 fn blanked(members: &Members<'_>, blank: &[&str]) -> Vec<(String, String)> {
     let text = |name: &str, raw: &str| if blank.contains(&name) { String::new() } else { raw.to_owned() };
     members.0.iter().map(|(name, raw)| (name.clone(), text(name, raw.get()))).collect()
+}
+
+/// Vectors in order of their indexes, and what their items have in common.
+#[expect(clippy::type_complexity, reason = "members and their texts, as in a frame")]
+fn read_data(scan: &mut Scan<'_>, count: usize, encoding: Encoding) -> Option<(Vec<Vector>, Vec<(String, String)>)> {
+    let mut vectors: Vec<Option<Vector>> = vec![None; count];
+    let mut common: Option<Vec<(String, String)>> = None;
+    let mut dimensions = None;
+    scan.entries(|scan| {
+        let (mut index, mut vector, mut frame) = (None, None, Vec::new());
+        scan.members(|scan, name| {
+            let mut text = String::new();
+            match name {
+                "index" => index = Some(scan.value()?.parse::<usize>().ok()?),
+                "embedding" => {
+                    vector = Some(match encoding {
+                        Encoding::Float => Vector::scan_numbers(scan, usize::from(dimensions.unwrap_or_default()))?,
+                        Encoding::Base64 => Vector::from_base64(&scan.string()?)?,
+                    });
+                }
+                "object" => text = scan.value()?.to_owned(),
+                _ => return None,
+            }
+            frame.push((name.to_owned(), text));
+            Some(())
+        })?;
+        let vector = vector?;
+        let place = vectors.get_mut(index?)?;
+        let is_alike = *dimensions.get_or_insert(vector.dimensions) == vector.dimensions;
+        let is_first = place.replace(vector).is_none();
+        // Order of members counts, since answers are put together in it.
+        let is_framed_alike = common.get_or_insert_with(|| frame.clone()) == &frame;
+        (is_alike && is_first && is_framed_alike).then_some(())
+    })?;
+    Some((vectors.into_iter().collect::<Option<_>>()?, common?))
 }
 
 /// Tokens, videos, and what usage is made of. A count that is not known to add up is not understood.

@@ -27,7 +27,9 @@ impl Local {
 
     /// Keeps a value, in memory of its own.
     pub fn put(&self, key: Key, value: &Value) {
-        self.0.insert(key, value.clone());
+        if self.0.policy().max_capacity() != Some(0) {
+            self.0.insert(key, value.clone());
+        }
     }
 
     /// Entries and bytes, about.

@@ -4,7 +4,7 @@
 //! never asked for again, and end by themselves. Replicas agree on the later time, and write back what Redis lost.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -48,17 +48,17 @@ impl Subject {
 pub struct Purges {
     times: ArcSwap<BTreeMap<String, u64>>,
     changing: Mutex<()>,
-    remote: Option<Remote>,
+    remote: Option<Arc<Remote>>,
 }
 
 impl Purges {
     /// None so far.
     pub fn new(remote: Option<Remote>) -> Self {
-        Self { remote, ..Self::default() }
+        Self { remote: remote.map(Arc::new), ..Self::default() }
     }
 
     /// Values in Redis.
-    pub fn remote(&self) -> Option<&Remote> {
+    pub fn remote(&self) -> Option<&Arc<Remote>> {
         self.remote.as_ref()
     }
 

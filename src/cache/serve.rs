@@ -1,6 +1,7 @@
 //! Serve: what a request goes through, whoever the backend is.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -14,8 +15,8 @@ use super::remote::{Away, Remote};
 use super::value::{Facts, Value};
 use super::{Cache, add, seconds};
 
-/// An answer above this many bytes is read by a thread of its own.
-const WORTH_A_THREAD: usize = 256 * 1024;
+/// An answer above this many bytes is read by a thread of its own. One to the whole request is passed on meanwhile.
+const WORTH_A_THREAD: usize = 48 * 1024;
 
 /// Whoever asks the backend.
 pub trait Backend: Send {
@@ -90,10 +91,10 @@ pub struct Made {
     pub free: u64,
 }
 
-struct Run<'a> {
-    cache: &'a Cache,
-    remote: Option<&'a Remote>,
-    question: &'a Question,
+struct Run {
+    cache: Arc<Cache>,
+    remote: Option<Arc<Remote>>,
+    question: Question,
     /// By position.
     values: Vec<Option<Value>>,
     /// Positions that were asked for.
@@ -113,17 +114,17 @@ struct Plan {
 
 /// Answers a request. `id` names the answer where the backend's have names.
 pub async fn serve<B: Backend>(
-    cache: &Cache,
-    remote: Option<&Remote>,
-    question: &Question,
+    cache: &Arc<Cache>,
+    remote: Option<&Arc<Remote>>,
+    question: Question,
     manner: Manner,
     id: &str,
     backend: &mut B,
 ) -> Result<Outcome<B::Passed>, B::Error> {
     let count = question.items.len();
     let mut run = Run {
-        cache,
-        remote,
+        cache: Arc::clone(cache),
+        remote: remote.cloned(),
         question,
         values: vec![None; count],
         asked: vec![false; count],
@@ -149,17 +150,17 @@ pub async fn serve<B: Backend>(
         }
         if !chosen.is_empty() {
             let is_whole = chosen.len() == count;
-            let body = if is_whole { Some(question.body.clone()) } else { question.part(&chosen) };
+            let body = if is_whole { Some(run.question.body.clone()) } else { run.question.part(&chosen) };
             let Some(body) = body else { return run.ask_whole(backend).await };
             let begun = Instant::now();
             match backend.ask(body, is_whole, Awaited::of(&leads)).await? {
                 Asked::Good(bytes, passed) => {
                     cache.note(begun.elapsed());
-                    let is_kept = run.take(&bytes, &chosen, leads, is_whole).await;
                     if is_whole {
-                        return Ok(Outcome::Passed(passed, run.tally));
+                        return Ok(Outcome::Passed(passed, run.keep(bytes, chosen, leads).await));
                     }
-                    if !is_kept {
+                    let answer = run.read(bytes, &chosen).await;
+                    if !run.take(answer, &chosen, leads, false) {
                         return run.ask_whole(backend).await;
                     }
                 }
@@ -184,12 +185,12 @@ pub async fn serve<B: Backend>(
     }
 }
 
-impl Run<'_> {
+impl Run {
     async fn look_up(&mut self) {
         let mut seen = HashSet::new();
         let keys = self.question.items.iter().filter_map(|item| item.key).filter(|key| seen.insert(*key));
         let keys: Vec<Key> = std::iter::once(self.question.frame).chain(keys).collect();
-        let mut found = self.cache.look_up(self.remote, &keys).await;
+        let mut found = self.cache.look_up(self.remote.as_deref(), &keys).await;
         self.tally.away = found.away;
         let frame = found.values[0].take().and_then(|value| Some((Frame::read(value.data())?, value)));
         let Some((frame, value)) = frame else { return };
@@ -207,11 +208,14 @@ impl Run<'_> {
     }
 
     /// What to ask, and what to wait for.
-    fn plan(&self, may_follow: bool) -> Plan {
+    fn plan(&mut self, may_follow: bool) -> Plan {
         let mut plan = Plan { chosen: Vec::new(), leads: Vec::new(), follows: Vec::new() };
         let mut seen = HashSet::new();
-        for (at, item) in self.question.items.iter().enumerate().filter(|(at, _)| self.values[*at].is_none()) {
-            let Some(key) = item.key else {
+        for at in 0..self.values.len() {
+            if self.values[at].is_some() {
+                continue;
+            }
+            let Some(key) = self.question.items[at].key else {
                 plan.chosen.push(at);
                 continue;
             };
@@ -219,10 +223,13 @@ impl Run<'_> {
                 continue;
             }
             match self.cache.flights.claim(key) {
-                Claim::Lead(lead) => {
-                    plan.leads.push(lead);
-                    plan.chosen.push(at);
-                }
+                Claim::Lead(lead) => match self.kept_since(&key).filter(|_| may_follow) {
+                    Some(landed) => self.land(key, landed),
+                    None => {
+                        plan.leads.push(lead);
+                        plan.chosen.push(at);
+                    }
+                },
                 Claim::Follow(follow) if may_follow => plan.follows.push((key, follow)),
                 Claim::Follow(_) => plan.chosen.push(at),
             }
@@ -230,16 +237,54 @@ impl Run<'_> {
         plan
     }
 
-    /// Takes an answer to the chosen items: keeps it, and tells those who wait. False when it can not be used.
-    async fn take(&mut self, body: &Bytes, chosen: &[usize], leads: Vec<Lead>, is_whole: bool) -> bool {
-        let (count, encoding) = (chosen.len(), self.question.encoding);
-        let answer = if body.len() < WORTH_A_THREAD {
-            Answer::read(body, count, encoding)
-        } else {
-            let body = body.clone();
-            let read = tokio::task::spawn_blocking(move || Answer::read(&body, count, encoding));
-            read.await.ok().flatten()
+    /// What another request brought after this one looked, and before it could follow.
+    fn kept_since(&self, key: &Key) -> Option<Landed> {
+        let now = seconds();
+        let value = self.cache.local.get(key, now)?;
+        let frame = match &self.frame {
+            Some((frame, _)) => frame.clone(),
+            None => self.cache.local.get(&self.question.frame, now)?,
         };
+        let is_writable = value.is_writable(self.question.encoding, self.cache.usual());
+        (is_writable && value.dimensions() == frame.dimensions()).then_some(Landed { value, frame })
+    }
+
+    /// Keeps an answer to the whole request: at once, or while it is passed on. Those who wait for items, and those who
+    /// ask for them meanwhile, get them then.
+    async fn keep(mut self, body: Bytes, chosen: Vec<usize>, leads: Vec<Lead>) -> Tally {
+        let tally = self.tally;
+        // Whatever it reads as, a backend took so many items.
+        self.cache.batch.fetch_max(chosen.len(), Ordering::Relaxed);
+        let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let room = match body.len() {
+            ..WORTH_A_THREAD => None,
+            _ => Arc::clone(&self.cache.unread).try_acquire_many_owned(size).ok(),
+        };
+        let Some(room) = room else {
+            let answer = self.read(body, &chosen).await;
+            self.take(answer, &chosen, leads, true);
+            return tally;
+        };
+        tokio::task::spawn_blocking(move || {
+            let answer = Answer::read(&body, chosen.len(), self.question.encoding);
+            self.take(answer, &chosen, leads, true);
+            drop(room);
+        });
+        tally
+    }
+
+    /// Reads an answer to the chosen items.
+    async fn read(&self, body: Bytes, chosen: &[usize]) -> Option<Answer> {
+        let (count, encoding) = (chosen.len(), self.question.encoding);
+        if body.len() < WORTH_A_THREAD {
+            return Answer::read(&body, count, encoding);
+        }
+        tokio::task::spawn_blocking(move || Answer::read(&body, count, encoding)).await.ok().flatten()
+    }
+
+    /// Takes an answer to the chosen items: keeps it, and tells those who wait. False when it can not be used.
+    fn take(&mut self, answer: Option<Answer>, chosen: &[usize], leads: Vec<Lead>, is_whole: bool) -> bool {
+        let count = chosen.len();
         let taken = answer.and_then(|answer| Some((self.media(&answer, chosen)?, answer)));
         let Some((media, answer)) = taken else {
             add(&self.cache.stats.unkept, 1);
@@ -250,7 +295,7 @@ impl Run<'_> {
             // Nobody can tell which of two answers is wrong. This one is not kept, and the next is held against it.
             add(&self.cache.stats.unkept, 1);
             let frame = (self.question.frame, self.frame_value(&answer));
-            self.cache.insert(self.remote, vec![frame]);
+            self.cache.insert(self.remote.as_deref(), vec![frame]);
             return false;
         }
         let is_same = |(value, frame): &(Value, Frame)| *frame == answer.frame && value.dimensions() == dimensions;
@@ -289,7 +334,7 @@ impl Run<'_> {
         }
         self.paid.tokens += answer.tokens.unwrap_or_default();
         self.paid.media += answer.media.unwrap_or_default();
-        self.cache.insert(self.remote, kept);
+        self.cache.insert(self.remote.as_deref(), kept);
         for (lead, value) in landed {
             lead.land(Landed { value, frame: frame.clone() });
         }
@@ -371,15 +416,15 @@ impl Run<'_> {
     async fn ask_whole<B: Backend>(mut self, backend: &mut B) -> Result<Outcome<B::Passed>, B::Error> {
         let count = self.question.items.len();
         self.tally = Tally { hits: 0, misses: count, away: self.tally.away };
+        let tally = self.tally;
         let passed = match backend.ask(self.question.body.clone(), true, Awaited::default()).await? {
             Asked::Good(bytes, passed) => {
-                let all: Vec<usize> = (0..count).collect();
-                self.take(&bytes, &all, Vec::new(), true).await;
+                self.keep(bytes, (0..count).collect(), Vec::new()).await;
                 passed
             }
             Asked::Other(passed) => passed,
         };
-        Ok(Outcome::Passed(passed, self.tally))
+        Ok(Outcome::Passed(passed, tally))
     }
 }
 

@@ -3,12 +3,13 @@
 //! 21 bytes and the numbers: version, form, dimensions, tokens, media, end of life, checksum. Numbers are f32 in little
 //! endian; f64 where an f32 would print as another number than the backend did.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64_simd::STANDARD;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::key::Key;
+use super::number;
+use super::scan::Scan;
 
 const VERSION: u8 = 1;
 /// Bytes before the numbers.
@@ -71,26 +72,47 @@ pub struct Value(Bytes);
 impl Vector {
     /// Reads a JSON list of numbers; nothing for anything else, or when one of them is not finite.
     pub fn from_numbers(raw: &str) -> Option<Self> {
-        let inner = raw.trim().strip_prefix('[')?.strip_suffix(']')?;
-        let mut numbers: Vec<f64> = Vec::with_capacity(inner.len() / 8);
+        let mut scan = Scan::new(raw);
+        let vector = Self::scan_numbers(&mut scan, 0)?;
+        scan.is_end().then_some(vector)
+    }
+
+    /// Reads the list of numbers that comes next, about `expected` of them.
+    pub(super) fn scan_numbers(scan: &mut Scan<'_>, expected: usize) -> Option<Self> {
+        let mut numbers: Vec<f64> = Vec::with_capacity(expected);
         let (mut is_short, mut is_wide) = (true, true);
-        let mut printer = ryu::Buffer::new();
-        for text in inner.split(',') {
-            let text = text.trim();
-            // Other words that Rust reads as numbers are no JSON.
-            if !text.ends_with(|c: char| c.is_ascii_digit()) {
-                return None;
+        let mut printer = zmij::Buffer::new();
+        // A loop of its own: there are some ten thousand of them in an answer.
+        let rest = scan.rest();
+        let bytes = rest.as_bytes();
+        let blank = |at: usize| bytes.get(at).is_some_and(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r'));
+        let mut at = 0;
+        loop {
+            if bytes.get(at) != Some(if at == 0 { &b'[' } else { &b',' }) {
+                break;
             }
-            let number: f64 = text.parse().ok().filter(|number: &f64| number.is_finite())?;
+            at += 1;
+            while blank(at) {
+                at += 1;
+            }
+            let (number, length) = number::read(rest.get(at..)?)?;
             let narrow = number as f32;
             is_wide = is_wide && f64::from(narrow) == number;
             if is_short {
                 let printed = if narrow.is_finite() { printer.format_finite(narrow) } else { "" };
-                is_short = printed == text || printed.parse() == Ok(number);
+                is_short = printed.as_bytes() == &bytes[at..at + length] || printed.parse() == Ok(number);
             }
             numbers.push(number);
+            at += length;
+            while blank(at) {
+                at += 1;
+            }
         }
-        let dimensions = u16::try_from(numbers.len()).ok()?;
+        scan.pass(at);
+        if !scan.takes(b']') {
+            return None;
+        }
+        let dimensions = u16::try_from(numbers.len()).ok().filter(|dimensions| *dimensions > 0)?;
         let form = match (is_short, is_wide) {
             (true, _) => Form::Short,
             (_, true) => Form::Wide,
@@ -105,7 +127,7 @@ impl Vector {
 
     /// Reads base64 of f32; nothing for anything else, or when one of them is not finite.
     pub fn from_base64(text: &str) -> Option<Self> {
-        let data = STANDARD.decode(text).ok()?;
+        let data = STANDARD.decode_to_vec(text).ok()?;
         let dimensions = u16::try_from(data.len() / 4).ok()?;
         let is_whole = data.len() % 4 == 0 && !data.is_empty();
         (is_whole && floats(&data).all(f32::is_finite)).then_some(Self { form: Form::Bits, dimensions, data })
@@ -204,8 +226,7 @@ impl Value {
             (Some(Form::Double), Encoding::Base64) => return false,
             (Some(_), Encoding::Base64) => {
                 out.push(b'"');
-                let text = STANDARD.encode(self.data());
-                out.extend_from_slice(text.as_bytes());
+                STANDARD.encode_append(self.data(), out);
                 out.push(b'"');
                 return true;
             }
@@ -216,7 +237,7 @@ impl Value {
             },
             (Some(form), Encoding::Float) => form,
         };
-        let mut printer = ryu::Buffer::new();
+        let mut printer = zmij::Buffer::new();
         let mut separator = b'[';
         let mut add = |text: &str| {
             out.push(separator);
@@ -302,7 +323,7 @@ mod tests {
             if !number.is_finite() {
                 continue;
             }
-            let coded = STANDARD.encode(number.to_le_bytes());
+            let coded = STANDARD.encode_to_string(number.to_le_bytes());
             let mut out = Vec::new();
             let value = Value::of(&key("a"), &Vector::from_base64(&coded).unwrap(), FACTS);
             assert!(value.write(Encoding::Float, Form::Bits, &mut out));

@@ -129,7 +129,7 @@ pub async fn run(
     let whole = (ctx.work, question.body.len().max(1));
     let admitted = Some(admitted);
     let mut caller = Call { session, ctx, snapshot, home, admitted, source, revision, whole, verdict: None, gateway };
-    let outcome = serve(&cache, remote, &question, manner, &id, &mut caller).await;
+    let outcome = serve(&cache, remote, question, manner, &id, &mut caller).await;
     let Call { session, ctx, admitted, .. } = caller;
     let answer = match outcome.map_err(into_error)? {
         Outcome::Unknown(tally) => {

@@ -468,6 +468,43 @@ async fn answers_that_are_wrong_are_passed_on_and_not_kept() {
 }
 
 #[tokio::test]
+async fn what_is_passed_on_before_it_is_read_is_asked_once_and_kept_if_it_is_good() {
+    let simulator = simulator(Kind::Embedding).await;
+    let gateway = started(setup(&simulator, "")).await;
+    for round in 0..10 {
+        let input: Vec<String> = (0..50).map(|n| format!("{round} {n}")).collect();
+        let first = embed(&gateway, &json!(input)).await;
+        assert_eq!(told(&first), "miss; hits=0, misses=50");
+        // At once, while the answer may still be being read.
+        let second = embed(&gateway, &json!(input)).await;
+        assert_eq!(told(&second), "hit; hits=50, misses=0");
+        assert_eq!(second.json()["data"], first.json()["data"]);
+        assert_eq!(simulator.seen().requests(EMBED), round + 1);
+    }
+    let (url, next) = told_backend(&simulator).await;
+    let yaml = pool("") + "\nretry: {attempts: 1}";
+    let gateway = started(Gateway::setup().pool("e", "nim-embedding", &yaml, &[&url])).await;
+    let vector = serde_json::to_string(&vec![0.123_456; 1024]).unwrap();
+    for (at, wrong) in [vector.replacen("0.1", "x", 1), "[0.5]".into(), format!("{vector} 1")].iter().enumerate() {
+        let item = |index: usize| {
+            let numbers = if index == 19 { wrong } else { &vector };
+            format!(r#"{{"object":"embedding","index":{index},"embedding":{numbers}}}"#)
+        };
+        let items: Vec<String> = (0..20).map(item).collect();
+        let body = format!(
+            r#"{{"object":"list","data":[{}],"model":"m","usage":{{"prompt_tokens":1,"total_tokens":1}}}}"#,
+            items.join(",")
+        );
+        let input: Vec<String> = (0..20).map(|n| format!("{at} {n}")).collect();
+        *next.lock().unwrap() = Some(http(&body, body.len()));
+        let first = embed(&gateway, &json!(input)).await;
+        assert_eq!((first.status, first.text()), (200, body), "as it came");
+        assert_eq!(told(&embed(&gateway, &json!(input)).await), "miss; hits=0, misses=20");
+    }
+    assert_eq!(gateway.metric("nimgate_cache_unusable_total{pool=\"e\",what=\"unkept\"}").await, 3.0);
+}
+
+#[tokio::test]
 async fn larger_batches_than_any_so_far_are_asked_whole() {
     let backend = simulator(Kind::Embedding).await;
     let gateway = started(setup(&backend, "")).await;

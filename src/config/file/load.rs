@@ -201,8 +201,8 @@ section! {
         jitter_percent: u32 = 10,
         /// Who shares them: `org`, `global`, `key`. Whoever does can tell by the time of an answer what others asked.
         scope: CacheScope = CacheScope::Org,
-        /// Most memory in this process.
-        #[schemars(range(min = 1, max = 1_048_576))]
+        /// Most memory in this process; none are kept there with 0.
+        #[schemars(range(max = 1_048_576))]
         max_mib: u64 = 256,
         /// Whether they are kept in Redis too, where there is one.
         redis: bool = true,
