@@ -18,9 +18,11 @@ use nimgate::catalogue::{Catalogue, Errors, Format, Operation};
 use nimgate::config::yaml;
 use nimgate::failure::{BadInput, Failure, render};
 use nimgate::ids::{OperationIndex, RequestId};
+use nimgate::meter::first;
 use nimgate::proxy::snapshot::Checks;
 use nimgate::route::{Life, ModelEntry, OperationEntry, PoolEntry, RouteTable, Settings, Target};
 use nimgate::schema::{self, Document, Schema, UrlInput, Validation, Violation};
+use nimgate::upstream::{Kind, Manner};
 
 #[path = "macro/bodies.rs"]
 mod bodies;
@@ -302,6 +304,40 @@ mod failure {
         let id = RequestId::random();
         let errors = Errors { format: Format::OpenAi, violation_status: 400 };
         bencher.bench(|| render(black_box(&Failure::KeyInvalid), errors, &id).bytes);
+    }
+}
+
+/// What an error answer means, as far as its bytes are concerned. Nothing of it runs on success.
+mod classify {
+    use super::*;
+
+    const OBJECT: &str =
+        r#"{"error":{"message":"max_tokens is too large: 9000","type":"Bad Request","param":"max_tokens","code":400}}"#;
+    const URN: &str = r#"{"type":"urn:inference-service:problem-details:bad-request","title":"Bad Request","status":400,"detail":"invalid datatype for input message","instance":"/v2/nvcf/pexec/functions/f","requestId":"r"}"#;
+    const LOST: &str = r#"{"status":404,"title":"Not Found","detail":"Function '5a0f': Not found for account 'a'"}"#;
+
+    #[divan::bench(args = [(400, OBJECT), (400, URN), (404, LOST), (429, r#"{"status":429,"title":"Too Many Requests"}"#), (504, ""), (599, "<html>")])]
+    fn answer(bencher: Bencher<'_, '_>, (status, body): (u16, &str)) {
+        let (kind, headers) = (Kind::Nvcf(None), HeaderMap::new());
+        bencher.bench(|| {
+            kind.read_answer(Manner::Other, status, &headers, black_box(body.as_bytes())).map(|r| r.row.fault)
+        });
+    }
+
+    /// What retries look at, before there is a body.
+    #[divan::bench(args = [429, 500, 504])]
+    fn header(bencher: Bencher<'_, '_>, status: u16) {
+        let (kind, headers) = (Kind::Nim, HeaderMap::new());
+        bencher.bench(|| kind.preview(black_box(status), &headers).map(|(row, _)| row.fault));
+    }
+
+    /// Whether the first event of a good stream is an error.
+    #[divan::bench]
+    fn first_event(bencher: Bencher<'_, '_>) {
+        let event = br#"data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}
+
+"#;
+        bencher.bench(|| first::is_decided(black_box(event)) && first::error(black_box(event)).is_some());
     }
 }
 

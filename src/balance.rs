@@ -290,6 +290,11 @@ impl Pool {
         self.current().iter().any(|e| e.grade(now) == Grade::Usable)
     }
 
+    /// Whether the address of any endpoint is known.
+    pub fn is_resolved(&self) -> bool {
+        self.current().iter().any(|e| e.has_address())
+    }
+
     /// Whether an endpoint works, and merely asked for a pause.
     pub fn is_resting(&self) -> bool {
         let works = |e: &Arc<Endpoint>| e.has_address() && e.health.is_healthy() && !e.breaker.is_open();

@@ -90,6 +90,8 @@ pub struct Operation {
     pub repeatable: bool,
     /// JSON pointers into a 2xx answer that must hold something, or the answer is a failure in disguise.
     pub answer_requires: std::sync::Arc<[String]>,
+    /// Whether its event streams announce their end: `data: [DONE]`, or an event of a type that says so.
+    pub stream_ends: bool,
     /// How its requests bound the tokens of their answers; absent where it uses none.
     pub tokens: Option<Tokens>,
     /// How its answers may be kept item by item; absent where they may not.

@@ -11,43 +11,13 @@ use http::Method;
 use crate::ids::PoolName;
 use crate::quota::limit::{Metric, Unit};
 use crate::schema::Violation;
-use crate::upstream::Fault;
+use crate::upstream::{self, Again, Answer, Event, Fault, Health, Ran};
 use crate::{auth, balance, quota, route, schema};
 
 mod dialect;
 
-pub use dialect::{Body, render, render_with};
-
-/// Whose failure it is: the layer that made it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Blame {
-    /// The caller.
-    Client,
-    /// The caller's limits.
-    Quota,
-    /// This gateway.
-    Gateway,
-    /// What lies between here and the backend.
-    Network,
-    /// NVCF or NGC.
-    Platform,
-    /// The container.
-    InferenceService,
-}
-
-impl Blame {
-    /// The word used in headers, records and metrics.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Quota => "quota",
-            Self::Gateway => "gateway",
-            Self::Network => "network",
-            Self::Platform => "platform",
-            Self::InferenceService => "inference-service",
-        }
-    }
-}
+pub use crate::upstream::Blame;
+pub use dialect::{Body, render, render_with, reword};
 
 /// One way in which a request fails.
 #[derive(Clone, Debug)]
@@ -136,8 +106,8 @@ pub enum Failure {
     ResultLost(&'static str),
     /// A defect of the gateway; the detail is for the log.
     Internal(String),
-    /// The backend answered with a failure.
-    Upstream(Fault, Blame),
+    /// What came from behind the gateway is a failure; so says this row of the table.
+    Upstream(&'static upstream::Row),
 }
 
 /// Every failing place of a request.
@@ -163,7 +133,7 @@ struct Row(&'static str, u16, Blame);
 
 impl Failure {
     fn row(&self) -> Row {
-        use Blame::{Client, Gateway, InferenceService, Network, Platform, Quota};
+        use Blame::{Client, Gateway, InferenceService, Platform, Quota};
         match self {
             Self::MalformedRequest(_) => Row("malformed_request", 400, Client),
             Self::HeadersTooLarge => Row("headers_too_large", 431, Client),
@@ -196,19 +166,57 @@ impl Failure {
             Self::NotCached => Row("not_cached", 504, Client),
             Self::ModelEnded(..) => Row("model_ended", 410, Client),
             Self::ModelOffline(_) => Row("model_offline", 503, Gateway),
-            Self::ConnectFailed => Row("connect_failed", 502, Network),
-            Self::TlsFailed => Row("tls_failed", 502, Network),
-            Self::UpstreamClosed => Row("upstream_closed", 502, Network),
-            Self::UpstreamProtocol => Row("upstream_protocol", 502, InferenceService),
-            Self::FirstByteTimeout => Row("first_byte_timeout", 504, InferenceService),
-            Self::UpstreamStalled => Row("upstream_stalled", 504, InferenceService),
-            Self::TotalTimeout => Row("total_timeout", 504, Gateway),
             Self::NotStarted => Row("not_started", 504, Platform),
             Self::NotFinished(_) => Row("not_finished", 504, InferenceService),
             Self::ResultLost(_) => Row("result_lost", 502, Platform),
             Self::Internal(_) => Row("internal_error", 500, Gateway),
-            Self::Upstream(fault, blame) => Row(fault_label(*fault), 502, *blame),
+            Self::ConnectFailed
+            | Self::TlsFailed
+            | Self::UpstreamClosed
+            | Self::UpstreamProtocol
+            | Self::FirstByteTimeout
+            | Self::UpstreamStalled
+            | Self::TotalTimeout
+            | Self::Upstream(_) => self.seen().map_or(Row("internal_error", 500, Gateway), told),
         }
+    }
+
+    /// The row of what came from behind the gateway, if it came from there.
+    pub fn seen(&self) -> Option<&'static upstream::Row> {
+        let event = match self {
+            Self::Upstream(row) => return Some(row),
+            Self::ConnectFailed => Event::ConnectFailed,
+            Self::TlsFailed => Event::TlsFailed,
+            Self::UpstreamClosed => Event::ClosedBeforeHeader,
+            Self::UpstreamProtocol => Event::Protocol,
+            Self::FirstByteTimeout => Event::FirstByteTimeout,
+            Self::UpstreamStalled => Event::Stalled,
+            Self::TotalTimeout => Event::TotalTimeout,
+            _ => return None,
+        };
+        Some(upstream::event(event))
+    }
+
+    /// Something happened that is no answer.
+    pub fn event(event: Event) -> Self {
+        Self::Upstream(upstream::event(event))
+    }
+
+    /// How much ran before it, where trying again is of use.
+    pub fn repeatable(&self) -> Option<Ran> {
+        self.seen().filter(|row| row.again == Again::Elsewhere).map(|row| row.ran)
+    }
+
+    /// Whether no connection came about.
+    pub fn is_unreached(&self) -> bool {
+        use Fault::{ConnectFailed, ConnectRefused, ConnectTimeout, TlsFailed};
+        let fault = self.seen().map(|row| row.fault);
+        matches!(fault, Some(ConnectFailed | ConnectRefused | ConnectTimeout | TlsFailed))
+    }
+
+    /// What it says of the endpoint. Whatever a client did says nothing.
+    pub fn health(&self) -> Health {
+        self.seen().map_or(Health::Fine, |row| row.fault.words().health)
     }
 
     /// The word that names it everywhere.
@@ -226,18 +234,8 @@ impl Failure {
         self.row().2
     }
 
-    /// A failure that the backend answered with; `by_platform` says that the pool is not a container itself.
-    pub fn upstream(fault: Fault, by_platform: bool) -> Self {
-        let blame = match fault {
-            Fault::InferenceRejected | Fault::InferenceOverloaded | Fault::InferenceError => Blame::InferenceService,
-            Fault::AnswerIncomplete if !by_platform => Blame::InferenceService,
-            Fault::ProxyError => Blame::Network,
-            _ => Blame::Platform,
-        };
-        Self::Upstream(fault, blame)
-    }
-
-    /// No endpoint of a pool could be picked; `by_platform` as in [`Self::upstream`].
+    /// No endpoint of a pool could be picked; `by_platform` says that the pool is not a container
+    /// itself.
     pub fn no_endpoint(none: balance::NoEndpoint, by_platform: bool) -> Self {
         match none {
             balance::NoEndpoint::AllUnhealthy if by_platform => Self::NoHealthyEndpoint(Blame::Platform),
@@ -292,13 +290,6 @@ impl Failure {
             Self::NotCached => "Not all of it is known here, and the request is for what is known only.".into(),
             Self::ModelEnded(model, day) => format!("The model `{model}` reached its end of life on {day}."),
             Self::ModelOffline(reason) => reason.to_string(),
-            Self::ConnectFailed => "The gateway could not connect to any endpoint of the pool.".into(),
-            Self::TlsFailed => "The gateway could not establish TLS with the backend.".into(),
-            Self::UpstreamClosed => "The backend closed the connection before its answer was complete.".into(),
-            Self::UpstreamProtocol => "The backend's answer was not valid HTTP.".into(),
-            Self::FirstByteTimeout => "The backend did not begin to answer in time.".into(),
-            Self::UpstreamStalled => "The backend stopped in the middle of its answer.".into(),
-            Self::TotalTimeout => "The request took longer than this pool, or its x-request-timeout, allows.".into(),
             Self::NotStarted => {
                 "The request was queued at the platform and never started: no instance was free in time.".into()
             }
@@ -308,10 +299,14 @@ impl Failure {
             }
             Self::ResultLost(reason) => format!("The request ran, and its answer can not be had: {reason}."),
             Self::Internal(_) => "The gateway failed; the request id helps to find out why.".into(),
-            Self::Upstream(Fault::AnswerIncomplete, _) => {
-                "The backend reported success without what its answer must hold, which means that it failed.".into()
-            }
-            Self::Upstream(..) => "The backend answered with an error.".into(),
+            Self::ConnectFailed
+            | Self::TlsFailed
+            | Self::UpstreamClosed
+            | Self::UpstreamProtocol
+            | Self::FirstByteTimeout
+            | Self::UpstreamStalled
+            | Self::TotalTimeout
+            | Self::Upstream(_) => self.seen().map_or("", |row| row.fault.words().message).into(),
         }
     }
 
@@ -329,26 +324,9 @@ impl Failure {
     }
 }
 
-fn fault_label(fault: Fault) -> &'static str {
-    match fault {
-        Fault::InferenceRejected => "inference_rejected",
-        Fault::InferenceOverloaded => "inference_overloaded",
-        Fault::InferenceError => "inference_error",
-        Fault::ProxyError => "upstream_proxy_error",
-        Fault::FunctionDegraded => "function_degraded",
-        Fault::FunctionNotFound => "function_not_found",
-        Fault::PlatformUnauthorized => "platform_unauthorized",
-        Fault::CreditsExpired => "credits_expired",
-        Fault::ModelRetired => "model_retired",
-        Fault::PlatformRateLimited => "platform_rate_limited",
-        Fault::PlatformQueueFull => "platform_queue_full",
-        Fault::InferenceUnreachable => "inference_unreachable",
-        Fault::WorkerError => "worker_error",
-        Fault::PlatformTimeout => "platform_timeout",
-        Fault::PlatformRejected => "platform_rejected",
-        Fault::PlatformError => "platform_error",
-        Fault::AnswerIncomplete => "answer_incomplete",
-    }
+fn told(row: &upstream::Row) -> Row {
+    let status = if let Answer::Own(status) = row.answer { status } else { 502 };
+    Row(row.fault.label(), status, row.blame)
 }
 
 /// Rates recover by waiting a moment, quotas do not; money and requests at a time are neither.

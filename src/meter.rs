@@ -10,6 +10,7 @@ use http::{HeaderMap, header};
 mod edges;
 mod events;
 mod facts;
+pub mod first;
 #[cfg(test)]
 mod tests;
 
@@ -58,8 +59,18 @@ struct Tally {
     counted: u64,
     text_bytes: u64,
     complete: bool,
-    failed: bool,
+    /// The event by which an API ends its streams was seen.
+    ended: bool,
+    /// Events with data.
+    events: u64,
+    /// The data of the first error event, within a bound.
+    error: Option<Vec<u8>>,
+    /// Nothing came before it.
+    is_error_only: bool,
 }
+
+/// Of an error event, this much is kept.
+const LONGEST_ERROR: usize = 4 * 1024;
 
 impl Form {
     /// By `Content-Type`; whatever is encoded is opaque.
@@ -139,9 +150,19 @@ impl Meter {
         self.tally.complete
     }
 
-    /// Whether an event of the stream was an error.
-    pub fn failed(&self) -> bool {
-        self.tally.failed
+    /// The data of the first error event, cut at a bound.
+    pub fn error(&self) -> Option<&[u8]> {
+        self.tally.error.as_deref()
+    }
+
+    /// Whether the stream was an error from its first event on.
+    pub fn is_error_only(&self) -> bool {
+        self.tally.is_error_only
+    }
+
+    /// Whether the stream announced its end, or why it fails; anything but a stream has.
+    pub fn is_ended(&self) -> bool {
+        !matches!(self.body, Body::Events(_)) || self.tally.ended || self.tally.error.is_some()
     }
 }
 
@@ -162,16 +183,28 @@ impl Tally {
         let data = data.trim_ascii();
         if data == b"[DONE]" {
             self.complete = true;
+            self.ended = true;
             return false;
         }
         let Some(event) = facts::Event::read(data) else { return false };
         let text = event.text_bytes();
         self.text_bytes += text;
         self.counted += u64::from(text > 0);
-        self.failed |= event.is_error();
+        if event.is_error() {
+            self.fail(data);
+        }
         self.state(event.usage());
         let usage_only = event.is_usage_only();
         self.complete |= usage_only || event.is_last();
+        self.ended |= event.is_last();
         usage_only
+    }
+
+    /// Notes an error event; the first one counts.
+    fn fail(&mut self, data: &[u8]) {
+        if self.error.is_none() {
+            self.error = Some(data[..data.len().min(LONGEST_ERROR)].to_vec());
+            self.is_error_only = self.events == 1;
+        }
     }
 }

@@ -37,6 +37,7 @@ pub mod revision;
 pub mod settings;
 mod shadow;
 pub mod snapshot;
+mod stream;
 mod upstream_request;
 
 pub use params::{Params, Place};
@@ -49,7 +50,7 @@ use crate::cache::Purges;
 use crate::failure::Failure;
 use crate::quota::Limiter;
 use crate::record::Recorder;
-use crate::upstream::Kind;
+use crate::upstream::{Kind, Ran};
 
 /// The gateway as pingora drives it.
 #[derive(Clone)]
@@ -153,7 +154,8 @@ impl ProxyHttp for Gateway {
         }
         error.as_up();
         let failure = respond::failure_of(&error, ctx);
-        error.set_retry(course::may_go_on(ctx, failure, course::Ran::Nothing));
+        // Whatever went wrong, nothing was sent.
+        error.set_retry(course::may_go_on(ctx, failure, Some(Ran::No)));
         error
     }
 
@@ -234,9 +236,14 @@ impl ProxyHttp for Gateway {
     ) -> Result<Option<std::time::Duration>> {
         if let Some(meter) = &mut ctx.meter {
             meter.observe(body, end);
+            let is_unfinished = end && !meter.is_ended();
             if meter.is_complete() {
                 ctx.exchange.iter().for_each(exchange::Handle::complete);
                 limits::settle(ctx);
+            }
+            stream::label(ctx);
+            if is_unfinished {
+                stream::end(ctx, body).map_err(respond::into_error)?;
             }
         }
         ctx.trail.response_bytes += body.as_ref().map_or(0, Bytes::len);
@@ -259,7 +266,8 @@ impl ProxyHttp for Gateway {
             return error;
         }
         let failure = respond::failure_of(&error, ctx);
-        let again = course::ran(&error, &failure).is_some_and(|ran| course::may_go_on(ctx, failure, ran));
+        let again = course::may_go_on(ctx, failure.clone(), failure.repeatable());
+        ctx.lost = (!again).then_some(failure);
         if again && reused {
             ctx.course.was_kept();
         }
@@ -337,4 +345,5 @@ fn accept(ctx: &mut RequestContext, header: &mut ResponseHeader) {
     let kind = header.headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes());
     ctx.event_stream = kind.is_some_and(|k| k.len() >= 17 && k[..17].eq_ignore_ascii_case(b"text/event-stream"));
     limits::watch(ctx, header);
+    stream::watch(ctx, header);
 }

@@ -8,10 +8,18 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 
 pub mod archive;
+mod body;
+mod classify;
+mod document;
 mod fault;
 pub mod hold;
+mod table;
 
-pub use fault::{Fault, Shape};
+pub use body::Shape;
+pub use classify::{Manner, Reading, event};
+pub use document::render as document;
+pub use fault::{Blame, Fault, Health};
+pub use table::{Again, Answer, Event, ROWS, Ran, Row};
 
 /// What stands behind a pool's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +46,7 @@ pub struct Function {
 }
 
 /// How a function is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wait {
     /// Longest hold of one exchange by pexec, before it is asked for again.
     pub hold: Duration,
@@ -137,8 +145,7 @@ mod tests {
     use super::*;
 
     fn function(invocation: Invocation) -> Kind {
-        let wait = Wait { hold: Duration::ZERO, degraded: Duration::ZERO, largest: 0, is_private: false };
-        Kind::Nvcf(Some(Function { id: "f".into(), version: Some("v".into()), invocation, wait }))
+        Kind::Nvcf(Some(Function { id: "f".into(), version: Some("v".into()), invocation, wait: Wait::default() }))
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use nimgate::config::{self, file, yaml};
+use nimgate::upstream::Fault;
 use serde_json::{Value, json};
 
 const SAMPLES: [&str; 7] = ["nimgate", "one-nim", "many-nims", "nvcf", "curator", "mixed", "shared"];
@@ -1130,9 +1131,7 @@ fn quoted<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = &'a str> {
 fn the_readme_lists_every_label_and_every_metric() {
     let source = |path| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
     let (failure, telemetry) = (source("src/failure.rs"), source("src/telemetry.rs"));
-    let labels = quoted(&failure, "Row(\"").chain(
-        failure.lines().filter(|line| line.trim_start().starts_with("Fault::")).flat_map(|line| quoted(line, "=> \"")),
-    );
+    let labels = quoted(&failure, "Row(\"").chain(Fault::ALL.iter().map(|fault| fault.label()));
     let metrics =
         quoted(&telemetry, "\"nimgate_").filter(|rest| !rest.contains(' ')).map(|rest| format!("nimgate_{rest}"));
     let wanted: BTreeSet<String> =
@@ -1141,6 +1140,17 @@ fn the_readme_lists_every_label_and_every_metric() {
     let listed = listed_in_readme();
     let missing: Vec<&String> = wanted.difference(&listed).collect();
     assert!(missing.is_empty(), "the README does not list {missing:?}");
+}
+
+#[test]
+fn the_page_of_failures_is_made_from_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/failures.md");
+    let made = nimgate::upstream::document();
+    if std::env::var_os("NIMGATE_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    let stored = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(stored == made, "run NIMGATE_WRITE_DOCS=1 cargo test --test config");
 }
 
 #[test]

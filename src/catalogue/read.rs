@@ -72,6 +72,7 @@ impl Reader<'_> {
             scope: scope.to_owned(),
             routes_by_model: flag("x-nimgate-routes-by-model"),
             answer_requires: self.strings("x-nimgate-answer-requires").into(),
+            stream_ends: flag("x-nimgate-stream-ends"),
             tokens: self.source.get("x-nimgate-tokens").map(Tokens::read).transpose()?,
             cacheable: self.source.get("x-nimgate-cacheable").map(Cacheable::read).transpose()?,
             video: self.source.get("x-nimgate-video").map(Video::read).transpose()?,

@@ -535,6 +535,10 @@ section! {
         /// From the request sent to the answer's header. Prefill and video generation need minutes.
         #[schemars(range(min = 10, max = 86_400_000))]
         first_byte_ms: u64 = 600_000,
+        /// How long the header of an event stream waits for its first event, so that an error in it can still be told by a
+        /// status; 0 for not at all.
+        #[schemars(range(max = 600_000))]
+        first_event_ms: u64 = 500,
         /// Longest silence within an answer.
         #[schemars(range(min = 10, max = 86_400_000))]
         between_chunks_ms: u64 = 120_000,

@@ -27,9 +27,19 @@ pub fn render_with(failure: &Failure, errors: Errors, request_id: &RequestId, wo
         Failure::SchemaViolation(_) => errors.violation_status,
         other => other.status(),
     };
+    worded(failure, status, errors, request_id, words.filter(|_| status == 429))
+}
+
+/// What a backend answered with this status, in our words; `quote` is what it said.
+pub fn reword(failure: &Failure, status: u16, errors: Errors, request_id: &RequestId, quote: Option<&str>) -> Body {
+    let quote = quote.map(|quote| format!("It said: {quote}"));
+    worded(failure, status, errors, request_id, quote.as_deref())
+}
+
+fn worded(failure: &Failure, status: u16, errors: Errors, request_id: &RequestId, more: Option<&str>) -> Body {
     let mut message = failure.message();
-    if let Some(words) = words.filter(|_| status == 429) {
-        message = format!("{message} {words}");
+    if let Some(more) = more {
+        message = format!("{message} {more}");
     }
     let (content_type, value) = match errors.format {
         Format::OpenAi => ("application/json", openai(failure, status, &message)),

@@ -77,7 +77,7 @@ impl Events {
             self.event(start, end, &mut passing, tally);
             start = end;
         }
-        self.remainder(start, &mut passing);
+        self.remainder(start, &mut passing, tally);
         passing.into_bytes()
     }
 
@@ -105,7 +105,7 @@ impl Events {
     }
 
     /// The beginning or the middle of an event that ends in a later piece.
-    fn remainder(&mut self, start: usize, passing: &mut Passing<'_>) {
+    fn remainder(&mut self, start: usize, passing: &mut Passing<'_>, tally: &mut Tally) {
         let piece = passing.piece;
         if let Some(edges) = &mut self.outgrown {
             edges.push(&piece.slice(start..));
@@ -114,8 +114,13 @@ impl Events {
             passing.append(&self.partial);
             passing.keep(start, piece.len());
             let edges = self.outgrown.insert(Edges::default());
-            edges.push(&std::mem::take(&mut self.partial).into());
-            edges.push(&piece.slice(start..));
+            let head = [&self.partial[..], &piece[start..]].concat();
+            self.partial = Vec::new();
+            tally.events += 1;
+            if let Some(data) = super::first::error(&head[..head.len().min(super::LONGEST_ERROR)]) {
+                tally.fail(&data);
+            }
+            edges.push(&head.into());
         } else {
             self.partial.extend_from_slice(&piece[start..]);
         }
@@ -190,22 +195,43 @@ impl Passing<'_> {
 
 /// Reads one event, and tells whether it carries usage and nothing else.
 fn read(event: &[u8], tally: &mut Tally) -> bool {
-    let mut rest = event.strip_prefix(b"\xef\xbb\xbf").unwrap_or(event);
-    let mut data: Option<Cow<'_, [u8]>> = None;
-    while !rest.is_empty() {
-        let end = line_end(rest).unwrap_or(rest.len());
-        let line = &rest[..end];
-        rest = rest.get(end + 1..).unwrap_or_default();
-        if let Some(value) = field(line, b"data") {
-            data = Some(match data {
-                None => Cow::Borrowed(value),
-                Some(before) => Cow::Owned([&before, value].join(&b'\n')),
-            });
-        } else if field(line, b"event") == Some(b"error") {
-            tally.failed = true;
-        }
+    let Fields { data, is_named_error } = Fields::of(event);
+    let Some(data) = data else { return false };
+    tally.events += 1;
+    if is_named_error {
+        tally.fail(&data);
     }
-    data.is_some_and(|data| tally.take(&data))
+    tally.take(&data)
+}
+
+/// What an event consists of.
+pub(super) struct Fields<'a> {
+    /// The lines of data, joined; absent without any.
+    pub(super) data: Option<Cow<'a, [u8]>>,
+    /// Whether it is named an error.
+    pub(super) is_named_error: bool,
+}
+
+impl<'a> Fields<'a> {
+    /// Reads one event, whole or the beginning of one.
+    pub(super) fn of(event: &'a [u8]) -> Self {
+        let mut rest = event.strip_prefix(b"\xef\xbb\xbf").unwrap_or(event);
+        let mut fields = Self { data: None, is_named_error: false };
+        while !rest.is_empty() {
+            let end = line_end(rest).unwrap_or(rest.len());
+            let line = &rest[..end];
+            rest = rest.get(end + 1..).unwrap_or_default();
+            if let Some(value) = field(line, b"data") {
+                fields.data = Some(match fields.data {
+                    None => Cow::Borrowed(value),
+                    Some(before) => Cow::Owned([&before, value].join(&b'\n')),
+                });
+            } else if field(line, b"event") == Some(b"error") {
+                fields.is_named_error = true;
+            }
+        }
+        fields
+    }
 }
 
 /// The value of a line that is the field `name`.
@@ -216,7 +242,7 @@ fn field<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// The length of the line, where it ends.
-fn line_end(bytes: &[u8]) -> Option<usize> {
+pub(super) fn line_end(bytes: &[u8]) -> Option<usize> {
     let ends = |byte: &u8| *byte == b'\n' || *byte == b'\r';
     // Whole blocks are compared at once.
     let clear = bytes.chunks_exact(32).take_while(|block| !block.iter().fold(false, |any, byte| any | ends(byte)));

@@ -192,6 +192,8 @@ impl Digest for Kind {
             "content_block_delta" => Self::BlockDelta,
             "response.completed" | "response.incomplete" | "response.cancelled" | "message_stop" => Self::Last,
             "error" | "response.failed" => Self::Error,
+            // NVCF's worker states its failures as problems.
+            _ if text.starts_with("urn:") => Self::Error,
             _ if text.ends_with(".delta") => Self::Delta,
             _ => Self::Other,
         }

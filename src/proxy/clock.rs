@@ -95,8 +95,13 @@ mod tests {
 
     fn clock(first_byte: u64, between_chunks: u64, total: u64) -> Clock {
         let s = Duration::from_secs;
-        let timeouts =
-            Timeouts { connect: s(1), first_byte: s(first_byte), between_chunks: s(between_chunks), total: s(total) };
+        let timeouts = Timeouts {
+            connect: s(1),
+            first_byte: s(first_byte),
+            first_event: s(1),
+            between_chunks: s(between_chunks),
+            total: s(total),
+        };
         Clock::start(timeouts, None)
     }
 

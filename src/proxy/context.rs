@@ -59,6 +59,8 @@ pub struct RequestContext {
     pub chain: Option<Chain>,
     /// For how long the backend asked to be left alone.
     pub pause: Option<Duration>,
+    /// How the last attempt failed, where no other follows.
+    pub lost: Option<Failure>,
     /// Endpoints that could not be reached, by name.
     pub unreached: Vec<String>,
     /// How a call that NVCF holds goes.
@@ -129,6 +131,7 @@ impl RequestContext {
             work: 1.0,
             chain: None,
             pause: None,
+            lost: None,
             unreached: Vec::new(),
             progress: Arc::default(),
             exchange: None,

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora_core::protocols::http::server::Session as ServerSession;
-use pingora_error::{Error, ErrorSource, ErrorType};
 use pingora_http::ResponseHeader;
 use tokio::time::Instant;
 use tower::retry::budget::Budget as _;
@@ -24,7 +23,7 @@ use crate::balance::{Ask, Endpoint, Lease, NoEndpoint, Verdict, now};
 use crate::failure::{BadInput, Failure};
 use crate::ids::PoolIndex;
 use crate::record::{Spill, SpillReason};
-use crate::upstream::{Fault, Kind};
+use crate::upstream::{Again, Event, Kind, Ran};
 
 /// How long to wait when endpoints filled up between a place and a pick.
 const NEXT_LOOK: Duration = Duration::from_millis(5);
@@ -52,15 +51,6 @@ pub struct Course {
     is_stale: bool,
     /// Since when it waits for a place, or waited.
     waits_since: Option<Instant>,
-}
-
-/// How much of a failed attempt may have run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ran {
-    /// Nothing: the backend refused it, or never had all of it.
-    Nothing,
-    /// Nobody knows.
-    Maybe,
 }
 
 impl Course {
@@ -150,6 +140,9 @@ pub async fn begin(
                 state.resize();
                 tokio::time::sleep(NEXT_LOOK).await;
             }
+            Err(NoEndpoint::AllUnhealthy) if !state.pool.is_resolved() => {
+                return Err(Failure::event(Event::Unresolved));
+            }
             Err(none) => return Err(Failure::no_endpoint(none, state.settings.kind != Kind::Nim)),
         }
     }
@@ -167,8 +160,8 @@ fn pick(ctx: &RequestContext, state: &PoolState, only_well: bool) -> Result<Leas
 
 /// Notes that the attempt under way failed, and says whether another may be made. Whether one can be is found out when
 /// it begins.
-pub fn may_go_on(ctx: &mut RequestContext, failure: Failure, ran: Ran) -> bool {
-    if !may_repeat(ctx, ran) {
+pub fn may_go_on(ctx: &mut RequestContext, failure: Failure, ran: Option<Ran>) -> bool {
+    if !ran.is_some_and(|ran| may_repeat(ctx, ran)) {
         return false;
     }
     give_up(ctx, &failure);
@@ -214,20 +207,10 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
     if is_moved { Ok(()) } else { Err(failure) }
 }
 
-/// A status by which a backend says that it did not do what was asked, and that another may.
+/// Whether an answer says by its header that another endpoint or pool may do better, and one is to be asked.
 pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool {
-    let Some(admitted) = &ctx.admitted else { return false };
+    let Some(admitted) = ctx.admitted.as_ref().filter(|_| header.status.as_u16() >= 400) else { return false };
     let kind = &ctx.snapshot.pool(admitted.pool).settings.kind;
-    let is_platform = *kind != Kind::Nim;
-    let (fault, ran) = match header.status.as_u16() {
-        429 if is_platform => (Fault::PlatformRateLimited, Ran::Nothing),
-        402 if is_platform => (Fault::CreditsExpired, Ran::Nothing),
-        429 | 503 | 529 => (Fault::InferenceOverloaded, Ran::Nothing),
-        500 | 502 | 504 if is_platform => (Fault::PlatformError, Ran::Maybe),
-        500 | 502 | 504 => (Fault::InferenceError, Ran::Maybe),
-        _ => return false,
-    };
-    let failure = Failure::upstream(fault, is_platform);
     let state = Arc::clone(&ctx.snapshot);
     let gate = &state.pool(admitted.pool).gate;
     let pace = gate.pace().filter(|_| header.status.as_u16() == 429);
@@ -235,9 +218,11 @@ pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool 
         let now = Instant::now();
         pace.refused(ctx.course.sent.unwrap_or(now), now, ctx.pause);
     }
-    if !may_repeat(ctx, ran) {
+    let Some((row, ran)) = kind.preview(header.status.as_u16(), &header.headers) else { return false };
+    if row.again != Again::Elsewhere || !may_repeat(ctx, ran) {
         return false;
     }
+    let failure = Failure::Upstream(row);
     let lease = ctx.lease.take();
     ctx.course.tried.extend(lease.as_ref().map(|lease| Arc::clone(lease.endpoint())));
     let mut goes_on = go_on(ctx, failure.clone()).await.is_ok();
@@ -282,33 +267,11 @@ async fn again(ctx: &mut RequestContext, pace: &Pace) -> bool {
     false
 }
 
-/// What an error of the proxy loop says of how much ran; nothing when it was not the backend's.
-pub fn ran(error: &Error, failure: &Failure) -> Option<Ran> {
-    let is_retried = error.retry();
-    match (failure, error.etype()) {
-        (Failure::FirstByteTimeout, _) => Some(Ran::Maybe),
-        _ if *error.esource() != ErrorSource::Upstream => None,
-        (_, ErrorType::WriteError | ErrorType::H2Downgrade) => Some(Ran::Nothing),
-        // The backend never took the stream: refused, or sent after the last one that it would take.
-        (_, ErrorType::H2Error) if is_retried => Some(Ran::Nothing),
-        (Failure::UpstreamClosed | Failure::UpstreamProtocol, _) => Some(Ran::Maybe),
-        _ => None,
-    }
-}
-
-/// How much of a request ran that failed without an answer.
-pub fn unanswered(failure: &Failure) -> Ran {
-    match failure {
-        Failure::ConnectFailed | Failure::TlsFailed | Failure::Upstream(Fault::FunctionDegraded, _) => Ran::Nothing,
-        _ => Ran::Maybe,
-    }
-}
-
 fn may_repeat(ctx: &RequestContext, ran: Ran) -> bool {
     let Some(admitted) = &ctx.admitted else { return false };
     let operation = ctx.snapshot.catalogue.operation(admitted.operation);
     let is_whole = admitted.length.is_some() || ctx.streamed == 0;
-    (ran == Ran::Nothing || operation.repeatable) && is_whole && !ctx.is_begun && !queue::is_late(ctx)
+    (ran == Ran::No || operation.repeatable) && is_whole && !ctx.is_begun && !queue::is_late(ctx)
 }
 
 /// Ends the attempt under way, telling its endpoint how it went.

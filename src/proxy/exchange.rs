@@ -2,8 +2,9 @@
 //!
 //! pingora drives the bytes between client and backend through a session. This one wraps the real session and adds
 //! what the path needs (docs/decisions/0001): it replays a body that was read early to every attempt, in slices and of
-//! any size; it holds an answer back until it is known to be no failure, so that labels can stand in its header; and it
-//! ends the request when the backend is silent for too long. A client that leaves is noticed as on the real session.
+//! any size; it holds an answer back until it is known to be no failure, so that labels can stand in its header, and the
+//! header of a stream for a moment, until its first event is known to be none; and it ends the request when the backend is
+//! silent for too long. A client that leaves is noticed as on the real session.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +30,7 @@ use super::judge::Judge;
 use super::respond::into_error;
 use super::settings::Timeouts;
 use crate::failure::Failure;
-use crate::meter::Form;
+use crate::meter::{Form, first};
 
 /// Largest slice handed on at once, so that an early answer is noticed between slices.
 const SLICE: usize = 256 * 1024;
@@ -119,6 +120,8 @@ pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, manner: Manner) 
         is_stream: false,
         left: None,
         is_opened,
+        is_replaced: false,
+        is_opening: false,
     };
     **session = ServerSession::new_custom(Box::new(exchange));
     handle
@@ -149,6 +152,8 @@ struct Held {
     header: Box<ResponseHeader>,
     tasks: Vec<HttpTask>,
     seen: Vec<u8>,
+    /// It is an event stream, of which the first event counts; it is sent on by then, known or not.
+    opens: Option<Instant>,
 }
 
 struct Exchange {
@@ -169,6 +174,10 @@ struct Exchange {
     left: Option<Instant>,
     /// The client has got the header of an event stream already: a backend's is dropped.
     is_opened: bool,
+    /// An answer of our own has taken the place of the backend's, whose rest is dropped.
+    is_replaced: bool,
+    /// The write of a held header is under way; when it is found so, it was given up in the middle.
+    is_opening: bool,
 }
 
 impl Drop for Exchange {
@@ -228,15 +237,33 @@ impl Exchange {
             }
             held.tasks.push(task);
         }
-        if !complete && held.seen.len() < self.judge.bound() {
+        let is_enough = match held.opens {
+            Some(_) => first::is_decided(&held.seen),
+            None => false,
+        };
+        if !complete && !is_enough && held.seen.len() < self.judge.bound() {
             self.held = Some(held);
             return Ok(false);
         }
         self.release(held, complete).await
     }
 
+    /// Sends the header of a held stream, whose first event does not come.
+    async fn open(&mut self) -> Result<()> {
+        let Some(Held { header, mut tasks, .. }) = self.held.take() else { return Ok(()) };
+        tasks.insert(0, HttpTask::Header(header, false));
+        self.is_opening = true;
+        let done = self.inner_mut().response_duplex_vec(tasks).await;
+        self.is_opening = false;
+        done.map(drop)
+    }
+
     async fn release(&mut self, mut held: Held, complete: bool) -> Result<bool> {
-        let replaced = match self.judge.read(&mut held.header, &held.seen, complete) {
+        let judgement = match held.opens {
+            Some(_) => self.judge.read_event(&mut held.header, &held.seen),
+            None => self.judge.read(&mut held.header, &held.seen, complete),
+        };
+        let replaced = match judgement {
             Some(judgement) => {
                 *self.handle.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(judgement.failure);
                 judgement.replacement
@@ -251,8 +278,14 @@ impl Exchange {
         }
         match replaced {
             Some(body) => {
+                self.is_replaced = true;
                 tasks.push(HttpTask::Header(held.header, false));
                 tasks.push(HttpTask::Body(Some(body), true));
+                if !complete {
+                    // What the backend still sends is of no use, and so its connection.
+                    self.inner_mut().response_duplex_vec(tasks).await?;
+                    return Ok(true);
+                }
             }
             None => {
                 tasks.push(HttpTask::Header(held.header, held.tasks.is_empty() && complete));
@@ -305,6 +338,7 @@ impl CustomSession for Exchange {
         }
         let idle = no_body_expected || self.pieces.is_some();
         let may_drain = self.may_drain();
+        let opens = self.held.as_ref().and_then(|held| held.opens);
         let Self { inner: Some(inner), clock, .. } = self else { return Ok(None) };
         if !idle {
             clock.uploading();
@@ -319,6 +353,10 @@ impl CustomSession for Exchange {
             biased;
             read = inner.read_body_or_idle(true) => read,
             late = clock.late() => return Err(into_error(late)),
+            () = tokio::time::sleep_until(opens.unwrap_or_else(Instant::now)), if opens.is_some() => {
+                self.open().await?;
+                return self.read_body_or_idle(no_body_expected).await;
+            }
         };
         if left.is_ok() || !may_drain {
             return left;
@@ -378,6 +416,13 @@ impl CustomSession for Exchange {
             let is_over = self.handle.is_complete.load(Ordering::Relaxed) || tasks.iter().any(HttpTask::is_end);
             return if is_over { Err(into_error(Failure::ClientClosed)) } else { Ok(false) };
         }
+        if self.is_opening {
+            // A header was half written: nothing can follow it.
+            return Err(into_error(Failure::ClientStalled));
+        }
+        if self.is_replaced {
+            return Ok(true);
+        }
         if let Some(HttpTask::Header(header, _)) = tasks.first() {
             self.is_stream = header.status.as_u16() / 100 == 2 && Form::of(&header.headers) == Form::Events;
         }
@@ -385,7 +430,16 @@ impl CustomSession for Exchange {
             Some(held) => Some(held),
             None => match tasks.first() {
                 Some(HttpTask::Header(header, _)) if self.judge.must_see(header) => {
-                    Some(Held { header: header.clone(), tasks: Vec::new(), seen: Vec::new() })
+                    Some(Held { header: header.clone(), tasks: Vec::new(), seen: Vec::new(), opens: None })
+                }
+                Some(HttpTask::Header(header, _)) if self.is_stream && !self.is_opened => {
+                    let opens = self.judge.patience().map(|patience| Instant::now() + patience);
+                    opens.map(|opens| Held {
+                        header: header.clone(),
+                        tasks: Vec::new(),
+                        seen: Vec::new(),
+                        opens: Some(opens),
+                    })
                 }
                 _ => None,
             },

@@ -4,6 +4,7 @@
 //! a large answer of NVCF, goes by [`results`].
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tokio::time::{Instant, timeout_at};
 use super::settings::{PoolSettings, Timeouts, TlsSettings};
 use crate::balance::Lease;
 use crate::failure::Failure;
+use crate::upstream::Event;
 use crate::upstream::archive::{Broken, File, Unpacker};
 
 pub mod results;
@@ -223,7 +225,10 @@ impl Stream {
                     (Ok(data), None) => return Ok(Some(data)),
                     _ => {}
                 },
-                Some(Err(_)) => return Err(Failure::UpstreamClosed),
+                Some(Err(error)) if io_kind(&error) == Some(ErrorKind::ConnectionReset) => {
+                    return Err(Failure::event(Event::ResetWithin));
+                }
+                Some(Err(_)) => return Err(Failure::event(Event::ClosedWithin)),
             }
         }
     }
@@ -262,7 +267,26 @@ fn failure(error: &ClientError) -> Failure {
         }
         cause = inner.source();
     }
-    if error.is_connect() { Failure::ConnectFailed } else { Failure::UpstreamClosed }
+    let io = io_kind(error);
+    match (error.is_connect(), io) {
+        (true, Some(ErrorKind::ConnectionRefused)) => Failure::event(Event::ConnectRefused),
+        (true, Some(ErrorKind::TimedOut)) => Failure::event(Event::ConnectTimeout),
+        (true, _) => Failure::ConnectFailed,
+        (false, Some(ErrorKind::ConnectionReset)) => Failure::event(Event::ResetBeforeHeader),
+        (false, _) => Failure::UpstreamClosed,
+    }
+}
+
+/// What the system said, if it said anything.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return Some(io.kind());
+        }
+        cause = inner.source();
+    }
+    None
 }
 
 /// The hosts behind addresses, for the names in TLS. Holds no more than were leased.

@@ -14,7 +14,7 @@ use tower::retry::budget::Budget as _;
 
 use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
-use super::fetch::Answer;
+use super::fetch::{Answer, Stream};
 use super::held::Call;
 use super::judge::Judge;
 use super::respond::{self, into_error};
@@ -24,7 +24,6 @@ use super::{accept, course, limits, load, upstream_request};
 use crate::admission::Pass;
 use crate::balance::{Ask, Lease, now};
 use crate::failure::Failure;
-use crate::upstream::Kind;
 
 /// How often a request whose client left looks whether others still wait for it.
 const NEXT_LOOK: Duration = Duration::from_millis(20);
@@ -104,10 +103,10 @@ pub(super) async fn first_answer(
             Ok(answer) if !course::refused(ctx, &answer.header).await => return Ok(answer),
             Ok(_) => {}
             Err(failure) => {
-                if matches!(failure, Failure::ConnectFailed | Failure::TlsFailed) {
+                if failure.is_unreached() {
                     ctx.unreached.extend(ctx.trail.endpoint.clone());
                 }
-                if !course::may_go_on(ctx, failure.clone(), course::unanswered(&failure)) {
+                if !course::may_go_on(ctx, failure.clone(), failure.repeatable()) {
                     return Err(failure);
                 }
                 let failed = ctx.course.take_failed().unwrap_or(failure);
@@ -225,9 +224,7 @@ fn is_good(answer: &Answer) -> bool {
 }
 
 pub(super) fn bad(answer: &Answer, state: &PoolState) -> crate::balance::Verdict {
-    let by_platform = state.settings.kind != Kind::Nim;
-    let (fault, _) = state.settings.kind.read_fault(answer.header.status.as_u16(), &answer.header.headers, &[]);
-    load::verdict(&Failure::upstream(fault, by_platform), load::pause(&answer.header.headers))
+    load::verdict_of(&state.settings.kind, &answer.header)
 }
 
 pub(super) fn whole(payload: Payload) -> Bytes {
@@ -256,6 +253,7 @@ pub(super) async fn pour(session: &mut Session, ctx: &mut RequestContext, answer
             ctx.fail(judgement.failure);
             if let Some(replacement) = judgement.replacement {
                 seen = replacement.into();
+                body = Stream::of(Bytes::new());
             }
         }
     }

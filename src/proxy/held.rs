@@ -22,7 +22,7 @@ use super::snapshot::{PoolState, Snapshot};
 use super::{body, course};
 use crate::failure::Failure;
 use crate::ids::PoolIndex;
-use crate::upstream::{Fault, Function, Invocation, hold};
+use crate::upstream::{Fault, Function, Invocation, Manner, Row, hold};
 
 /// How long the call is held, in seconds.
 pub const POLL_SECONDS: HeaderName = HeaderName::from_static("nvcf-poll-seconds");
@@ -162,20 +162,16 @@ impl Call {
                 answer => answer?,
             };
             let status = answer.header.status;
-            match status {
-                // Nobody took it in the time that it was held.
-                StatusCode::GATEWAY_TIMEOUT if is_polled && is_bare(&mut answer).await? => {
-                    return Err(Failure::NotStarted);
-                }
-                StatusCode::BAD_REQUEST if is_degraded(state, &mut answer).await? => {
-                    if Instant::now() + pause > patience.min(self.end) {
-                        return Err(Failure::upstream(Fault::FunctionDegraded, true));
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSES[1]);
-                }
-                _ => return Ok(answer),
+            // Nobody took it in the time that it was held.
+            if is_polled && status == StatusCode::GATEWAY_TIMEOUT && is_bare(&mut answer).await? {
+                return Err(Failure::NotStarted);
             }
+            let Some(row) = degraded(state, &mut answer).await? else { return Ok(answer) };
+            if Instant::now() + pause > patience.min(self.end) {
+                return Err(Failure::Upstream(row));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES[1]);
         }
     }
 
@@ -206,7 +202,7 @@ impl Call {
                 Err(Failure::TotalTimeout) => return Err(Failure::NotFinished(self.progress.percent())),
                 // It works on, and can be asked until it thinks that nobody waits any more.
                 Err(failure) if Instant::now() + pause < alive => {
-                    lost |= !matches!(failure, Failure::ConnectFailed | Failure::TlsFailed);
+                    lost |= !failure.is_unreached();
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(PAUSES[1]);
                     continue;
@@ -319,8 +315,12 @@ async fn is_bare(answer: &mut Answer) -> Result<bool, Failure> {
     Ok(answer.body.collect(REFUSAL).await?.is_some_and(|body| body.trim_ascii().is_empty()))
 }
 
-async fn is_degraded(state: &PoolState, answer: &mut Answer) -> Result<bool, Failure> {
-    let Some(body) = answer.body.collect(REFUSAL).await? else { return Ok(false) };
-    let (fault, _) = state.settings.kind.read_fault(400, &answer.header.headers, &body);
-    Ok(fault == Fault::FunctionDegraded)
+/// The row of a function that has lost its instances, if that is what the answer says.
+async fn degraded(state: &PoolState, answer: &mut Answer) -> Result<Option<&'static Row>, Failure> {
+    if answer.header.status != StatusCode::BAD_REQUEST {
+        return Ok(None);
+    }
+    let Some(body) = answer.body.collect(REFUSAL).await? else { return Ok(None) };
+    let reading = state.settings.kind.read_answer(Manner::Other, 400, &answer.header.headers, &body);
+    Ok(reading.map(|reading| reading.row).filter(|row| row.fault == Fault::FunctionDegraded))
 }

@@ -115,6 +115,9 @@ pub fn settle(ctx: &mut RequestContext) {
 /// What was used, and whether the backend said so; nothing without an answer of the backend that is good.
 fn used(ctx: &RequestContext) -> Option<(Used, bool)> {
     let (meter, admitted, reservation) = (ctx.meter.as_ref()?, ctx.admitted.as_ref()?, ctx.reservation.as_ref()?);
+    if meter.is_error_only() {
+        return None;
+    }
     let operation = ctx.snapshot.catalogue.operation(admitted.operation);
     let most = reservation.most();
     let (known, is_known) = (ctx.known, ctx.is_known);

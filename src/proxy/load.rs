@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, header};
+use pingora_http::ResponseHeader;
 use serde_json::Value;
 
 use super::context::RequestContext;
@@ -13,7 +14,7 @@ use crate::failure::Failure;
 use crate::quota::Most;
 use crate::quota::price::Used;
 use crate::signals::Signals;
-use crate::upstream::Fault;
+use crate::upstream::{Health, Kind};
 
 /// What a token of a prompt weighs beside one of an answer: prompts are computed many tokens at a time.
 const INPUT_WEIGHT: f64 = 0.05;
@@ -84,29 +85,17 @@ pub fn release(ctx: &mut RequestContext) {
 
 /// What a failure says of the endpoint. Whatever a client did says nothing.
 pub fn verdict(failure: &Failure, pause: Option<Duration>) -> Verdict {
-    match failure {
-        Failure::Upstream(Fault::InferenceOverloaded | Fault::PlatformRateLimited | Fault::PlatformQueueFull, _) => {
-            Verdict::Overloaded(pause)
-        }
-        Failure::ConnectFailed
-        | Failure::TlsFailed
-        | Failure::UpstreamClosed
-        | Failure::UpstreamProtocol
-        | Failure::FirstByteTimeout
-        | Failure::UpstreamStalled
-        | Failure::Upstream(
-            Fault::InferenceError
-            | Fault::ProxyError
-            | Fault::FunctionDegraded
-            | Fault::InferenceUnreachable
-            | Fault::WorkerError
-            | Fault::PlatformTimeout
-            | Fault::PlatformError
-            | Fault::AnswerIncomplete,
-            _,
-        ) => Verdict::Unavailable,
-        _ => Verdict::Nothing,
+    match failure.health() {
+        Health::Fine => Verdict::Nothing,
+        Health::Overloaded => Verdict::Overloaded(pause),
+        Health::Unavailable => Verdict::Unavailable,
     }
+}
+
+/// The same for an answer of which the header is known.
+pub fn verdict_of(kind: &Kind, header: &ResponseHeader) -> Verdict {
+    let seen = kind.preview(header.status.as_u16(), &header.headers);
+    seen.map_or(Verdict::Nothing, |(row, _)| verdict(&Failure::Upstream(row), pause(&header.headers)))
 }
 
 /// For how long an answer asks to be left alone: `Retry-After`, in seconds or as a date.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderName, header};
 use pingora_core::protocols::http::server::Session as ServerSession;
-use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, Session};
 
@@ -11,6 +11,7 @@ use super::context::RequestContext;
 use super::settings::CorsSettings;
 use super::{course, exchange, judge, limits, load};
 use crate::failure::{Failure, render, render_with};
+use crate::upstream::Event;
 
 /// An answer made here.
 pub struct Reply {
@@ -46,7 +47,7 @@ pub fn failure_of(error: &Error, ctx: &RequestContext) -> Failure {
         };
     }
     match error.esource() {
-        ErrorSource::Upstream => upstream(error.etype(), ctx),
+        ErrorSource::Upstream => Failure::event(upstream(error, ctx)),
         ErrorSource::Downstream => downstream(error.etype()),
         ErrorSource::Internal | ErrorSource::Unset => match error.etype() {
             ErrorType::ConnectionClosed | ErrorType::WriteError | ErrorType::ReadError => Failure::ClientClosed,
@@ -55,28 +56,50 @@ pub fn failure_of(error: &Error, ctx: &RequestContext) -> Failure {
     }
 }
 
-fn upstream(kind: &ErrorType, ctx: &RequestContext) -> Failure {
+/// What happened on the way to the backend, or back.
+fn upstream(error: &Error, ctx: &RequestContext) -> Event {
     use ErrorType as T;
-    match kind {
-        T::ConnectTimedout
-        | T::ConnectRefused
-        | T::ConnectNoRoute
-        | T::ConnectError
-        | T::ConnectProxyFailure
-        | T::BindError
-        | T::SocketError => Failure::ConnectFailed,
+    let is_answered = ctx.is_begun;
+    // Asking an undecided error whether to retry panics.
+    let is_repeatable = matches!(error.retry, RetryType::Decided(true));
+    match error.etype() {
+        T::ConnectRefused => Event::ConnectRefused,
+        T::ConnectTimedout => Event::ConnectTimeout,
+        T::ConnectNoRoute | T::ConnectError | T::ConnectProxyFailure | T::BindError | T::SocketError => {
+            Event::ConnectFailed
+        }
         T::TLSHandshakeFailure
         | T::TLSHandshakeTimedout
         | T::TLSWantX509Lookup
         | T::InvalidCert
-        | T::HandshakeError => Failure::TlsFailed,
-        T::Custom("InvalidChunk") | T::InvalidHTTPHeader | T::H1Error | T::H2Error | T::InvalidH2 | T::H2Downgrade => {
-            Failure::UpstreamProtocol
-        }
-        T::ReadTimedout | T::WriteTimedout if ctx.trail.first_byte.is_some() => Failure::UpstreamStalled,
-        T::ReadTimedout | T::WriteTimedout => Failure::FirstByteTimeout,
-        _ => Failure::UpstreamClosed,
+        | T::HandshakeError => Event::TlsFailed,
+        // The backend never took the stream: refused, or sent after the last one that it would take.
+        T::H2Error if is_repeatable && !is_answered => Event::StreamRefused,
+        T::H2Downgrade => Event::StreamRefused,
+        T::Custom("InvalidChunk") | T::InvalidHTTPHeader | T::H1Error | T::H2Error | T::InvalidH2 => Event::Protocol,
+        T::ReadTimedout | T::WriteTimedout if is_answered => Event::Stalled,
+        T::ReadTimedout | T::WriteTimedout => Event::FirstByteTimeout,
+        T::WriteError if !is_answered => Event::RequestCut,
+        _ if is_reset(error) && is_answered => Event::ResetWithin,
+        _ if is_reset(error) => Event::ResetBeforeHeader,
+        _ if is_answered => Event::ClosedWithin,
+        _ => Event::ClosedBeforeHeader,
     }
+}
+
+/// Whether the connection was torn down rather than closed.
+fn is_reset(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.cause.as_deref().map(|c| c as _);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::ConnectionReset;
+        }
+        cause = match inner.downcast_ref::<Box<Error>>() {
+            Some(nested) => nested.cause.as_deref().map(|c| c as _),
+            None => inner.source(),
+        };
+    }
+    false
 }
 
 fn downstream(kind: &ErrorType) -> Failure {
@@ -95,7 +118,7 @@ fn committed(session: &ServerSession) -> bool {
 
 /// The one road on which failures reach the client.
 pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext) -> FailToProxy {
-    let failure = failure_of(error, ctx);
+    let failure = ctx.lost.take().unwrap_or_else(|| failure_of(error, ctx));
     ctx.fail(failure.clone());
     if let Some(handle) = &ctx.exchange {
         exchange::unwrap(&mut session.downstream_session, handle);
@@ -161,7 +184,11 @@ async fn answer(session: &mut ServerSession, failure: &Failure, ctx: &RequestCon
         | Failure::CallerQueueFull(wait)
         | Failure::QueueTimeout(wait)
         | Failure::DeadlineUnmet(wait) => header.insert_header(header::RETRY_AFTER, limits::ceiling(*wait).max(1))?,
-        _ => {}
+        other => {
+            if let Some(seconds) = other.seen().and_then(|row| row.retry_after) {
+                header.insert_header(header::RETRY_AFTER, seconds)?;
+            }
+        }
     }
     decorate(&mut header, ctx)?;
     session.set_total_drain_timeout(Some(DRAIN));

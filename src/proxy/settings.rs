@@ -313,6 +313,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// From the request sent to the answer's header.
     pub first_byte: Duration,
+    /// How long the header of a stream waits for its first event, so that an error in it can still be a status.
+    pub first_event: Duration,
     /// Longest silence within an answer.
     pub between_chunks: Duration,
     /// The whole request.

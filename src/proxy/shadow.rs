@@ -85,11 +85,7 @@ async fn finish(exchange: Exchange, mut lease: Lease, kind: &Kind) -> &'static s
                 Err(failure) => break Err(load::verdict(&failure, None)),
             }
         },
-        Ok(answer) => {
-            let (fault, _) = kind.read_fault(answer.header.status.as_u16(), &answer.header.headers, &[]);
-            let failure = Failure::upstream(fault, *kind != Kind::Nim);
-            Err(load::verdict(&failure, load::pause(&answer.header.headers)))
-        }
+        Ok(answer) => Err(load::verdict_of(kind, &answer.header)),
         Err(failure) => Err(load::verdict(&failure, None)),
     };
     match outcome {

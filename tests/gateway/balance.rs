@@ -26,7 +26,7 @@ async fn a_pool_without_any_endpoint_says_so() {
     let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}";
     let gateway = Gateway::setup().pool("chat", "nim-llm", pool, &[&dead]).start().await;
     let answer = gateway.chat(false).send().await;
-    assert_eq!((answer.status, answer.fault()), (502, ("connect_failed", "network")));
+    assert_eq!((answer.status, answer.fault()), (502, ("connect_refused", "network")));
 }
 
 #[tokio::test]
@@ -56,7 +56,8 @@ async fn probes_take_an_endpoint_out_and_bring_it_back() {
 #[tokio::test]
 async fn the_less_loaded_endpoint_is_preferred() {
     let (busy, idle) = (simulator(Kind::Llm).await, simulator(Kind::Llm).await);
-    let gateway = Gateway::setup().pool("chat", "nim-llm", SPREAD, &[&busy.url(), &idle.url()]).start().await;
+    let pool = format!("{SPREAD}\ntimeouts: {{first_event_ms: 0}}");
+    let gateway = Gateway::setup().pool("chat", "nim-llm", &pool, &[&busy.url(), &idle.url()]).start().await;
     let mut held = Vec::new();
     for _ in 0..10 {
         held.push(gateway.chat(true).header("x-sim-gate", "never").begin().await);

@@ -42,8 +42,11 @@ const QUICK: &str = "health: {interval_ms: 100, timeout_ms: 300, unhealthy_after
                      timeouts: {connect_ms: 300, first_byte_ms: 1500, between_chunks_ms: 700}";
 
 /// Labels that the faults allow, and whose they are.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
+    ("connect_refused", &["network"]),
+    ("connect_timeout", &["network"]),
     ("connect_failed", &["network"]),
+    ("upstream_reset", &["network"]),
     ("upstream_closed", &["network"]),
     ("first_byte_timeout", &["inference-service"]),
     ("upstream_stalled", &["inference-service"]),

@@ -106,7 +106,7 @@ async fn endpoints_of_a_name_come_and_go_and_no_request_fails() {
     let gateway = start(&by_name(&server, port)).await;
     // Nothing is known yet.
     let answer = gateway.chat(false).send().await;
-    assert_eq!((answer.status, answer.fault()), (503, ("no_healthy_endpoint", "inference-service")));
+    assert_eq!((answer.status, answer.fault()), (503, ("upstream_unresolved", "network")));
     assert_eq!(gateway.admin("/readyz").await.status, 503);
     server.records(NAME, RecordType::A, 0, [a([127, 0, 0, 1])]);
     has(&gateway, &[first.address()]).await;
@@ -273,7 +273,7 @@ async fn a_reload_keeps_what_was_found() {
     .await;
     replace(&file, &config.replace(NAME, "gone.test"));
     generation(4.0).await;
-    assert_eq!(gateway.chat(false).send().await.fault().0, "no_healthy_endpoint", "another source has not answered");
+    assert_eq!(gateway.chat(false).send().await.fault().0, "upstream_unresolved", "another source has not answered");
     let asked = || server.asked(NAME, RecordType::A).len();
     let before = asked();
     let others = || server.asked("gone.test", RecordType::A).len();
@@ -323,7 +323,7 @@ async fn slices_of_a_service_come_and_go_and_no_request_fails() {
     let pool = found(&format!("kubernetes: {{namespace: ml, service: nim, port: http}}, {cluster}"));
     let gateway = Gateway::setup().pool("chat", "nim-llm", &pool, &[]).start_in(directory).await;
     until("it is watched", async || server.watches() > 0).await;
-    assert_eq!(gateway.chat(false).send().await.fault().0, "no_healthy_endpoint");
+    assert_eq!(gateway.chat(false).send().await.fault().0, "upstream_unresolved");
     server.event("ADDED", &slice("a", &[ready("127.0.0.1")]));
     has(&gateway, &[first.address()]).await;
     assert_eq!(server.requests()[0].1, "Bearer t0ken");
@@ -353,5 +353,5 @@ async fn slices_of_a_service_come_and_go_and_no_request_fails() {
     until("it is watched again", async || server.watches() > 2).await;
     server.event("DELETED", &slice("c", &[]));
     has(&gateway, &[]).await;
-    assert_eq!(gateway.chat(false).send().await.fault().0, "no_healthy_endpoint", "the API server knows");
+    assert_eq!(gateway.chat(false).send().await.fault().0, "upstream_unresolved", "the API server knows");
 }

@@ -370,12 +370,12 @@ impl Plan {
                 (0..100).filter(|_| goes_on).for_each(|_| backend.open_gate(&self.id));
                 expected(if goes_on { &["client_closed", ""] } else { &["client_closed"] }, tokens..=most, Some(true))
             }
-            Ending::Cut => expected(&["upstream_closed"], 0..=0, Some(false)),
+            Ending::Cut => expected(&["upstream_closed", "upstream_reset"], 0..=0, Some(false)),
             Ending::CutWithin | Ending::SpilledCutWithin => {
                 assert!(text.contains("\"upstream_closed\""), "{}: the caller is told: {text}", self.id);
                 expected(&["upstream_closed"], tokens..=tokens, Some(true))
             }
-            Ending::ErrorEvent => expected(&[], tokens..=tokens, Some(true)),
+            Ending::ErrorEvent => expected(&[], tokens..=tokens, Some(status == 200)),
             Ending::Truncated => expected(&[], 0..=most, Some(true)),
             Ending::Status(_) => {
                 expected(&["inference_error", "inference_overloaded", "inference_rejected"], 0..=0, Some(false))
@@ -385,7 +385,7 @@ impl Plan {
                 let input = (tokens > 0).then_some(true);
                 expected(&["first_byte_timeout", "upstream_stalled", "total_timeout"], tokens..=tokens, input)
             }
-            Ending::NoBackend => expected(&["connect_failed"], 0..=0, Some(false)),
+            Ending::NoBackend => expected(&["connect_refused"], 0..=0, Some(false)),
             Ending::Gone | Ending::Whenever => unreachable!("these returned above"),
         }
     }

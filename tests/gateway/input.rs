@@ -673,7 +673,7 @@ async fn as_sent(bytes: &str) -> (Option<Answer>, Vec<String>) {
             });
         }
     });
-    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}";
+    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}\nmetrics: {enabled: false}";
     let gateway =
         Gateway::setup().pool("chat", "nim-llm", pool, &[&url]).top("client: {header_timeout_ms: 300}").start().await;
     let mut wire = Wire::to(&gateway).await;

@@ -12,6 +12,7 @@ mod support;
 
 mod admin;
 mod balance;
+mod blame;
 mod body;
 mod cache;
 mod callers;

@@ -376,7 +376,7 @@ async fn a_connection_whose_stream_waited_serves_on() {
 
 #[tokio::test]
 async fn a_failure_after_comments_is_told_in_an_event() {
-    let more = "queue: {keepalive_ms: 10, timeout_ms: 30000}\ntimeouts: {between_chunks_ms: 200, first_byte_ms: 300}";
+    let more = "queue: {keepalive_ms: 10, timeout_ms: 30000}\ntimeouts: {first_event_ms: 0, between_chunks_ms: 200, first_byte_ms: 300}";
     let (backend, gateway) = start(more, &[]).await;
     for (at, (fault, label, code)) in [
         ("status=500", "inference_error", None),

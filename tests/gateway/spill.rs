@@ -176,7 +176,7 @@ async fn only_the_named_reasons_count() {
     assert_eq!(gateway.chat(false).send().await.header("x-nimgate-pool"), "near", "a pause is no outage");
     let dead = format!("http://{}", free_address());
     let gateway = pools("spill: {to: [far], on: [overload]}", &[&dead], "", &[&far.url()]).start().await;
-    assert_eq!(gateway.chat(false).send().await.fault(), ("connect_failed", "network"));
+    assert_eq!(gateway.chat(false).send().await.fault(), ("connect_refused", "network"));
     assert_eq!(far.seen().requests(CHAT), 0);
     gateway.until_idle().await;
 }
@@ -329,7 +329,7 @@ async fn pools_that_spill_into_each_other_end() {
         let dead: Vec<String> = (0..3).map(|_| format!("http://{}", free_address())).collect();
         let gateway = three(spills, [&dead[0], &dead[1], &dead[2]]).start().await;
         let answer = gateway.chat(false).header("x-request-id", "dead").send().await;
-        assert_eq!((answer.status, answer.fault()), (502, ("connect_failed", "network")));
+        assert_eq!((answer.status, answer.fault()), (502, ("connect_refused", "network")));
         let attempts = gateway.record_of("dead").await["attempts"].as_u64().unwrap();
         assert!((2..=3).contains(&attempts), "{attempts}");
         gateway.until_idle().await;

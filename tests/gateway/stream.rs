@@ -43,7 +43,8 @@ async fn each_chunk_is_delivered_before_the_next_is_produced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_streams_at_once() {
     let backend = simulator_with(Kind::Llm, |s| s.slots = 2000).await;
-    let gateway = Gateway::setup().chat(&[&backend.url()]).start().await;
+    let pool = "models: [{id: meta/llama-3.1-8b-instruct}]\ntimeouts: {first_event_ms: 0}";
+    let gateway = Gateway::setup().pool("chat", "nim-llm", pool, &[&backend.url()]).start().await;
     let mut streams = JoinSet::new();
     for _ in 0..1000 {
         let response = gateway.chat(true).header("x-sim-gate", "all").begin().await;

@@ -123,6 +123,7 @@ impl Resolver<'_> {
             timeouts: Timeouts {
                 connect: ms(pool.timeouts.connect_ms),
                 first_byte: ms(pool.timeouts.first_byte_ms),
+                first_event: ms(pool.timeouts.first_event_ms),
                 between_chunks: ms(pool.timeouts.between_chunks_ms),
                 total: ms(pool.timeouts.total_ms),
             },
