@@ -362,6 +362,11 @@ impl Pool {
         Err(NoEndpoint::AllFull)
     }
 
+    /// Takes an endpoint that a request is bound to, however it looks and however full it is; none without an address.
+    pub fn lease(&self, endpoint: &Arc<Endpoint>, work: f64, now: u64) -> Option<Lease> {
+        self.take(endpoint, usize::MAX, work.clamp(0.001, 1e12), now)
+    }
+
     /// The endpoint that has seen the request's beginnings, where it has as many requests as it may. It takes half as many
     /// again: else a full pool would send each request to whatever comes free, forget what is cached where, and stay full.
     fn home(&self, endpoints: &[Arc<Endpoint>], tuning: &Tuning, work: f64, ask: &Ask<'_>, now: u64) -> Option<usize> {

@@ -20,9 +20,10 @@ pub use cacheable::Cacheable;
 pub use usage::{Tokens, Video};
 
 /// The embedded documents: file stem and text.
-const EMBEDDED: [(&str, &str); 8] = [
+const EMBEDDED: [(&str, &str); 9] = [
     ("cosmos-embed1", include_str!("../config/apis/cosmos-embed1.yaml")),
     ("cosmos-predict", include_str!("../config/apis/cosmos-predict.yaml")),
+    ("grpc", include_str!("../config/apis/grpc.yaml")),
     ("nemo-curator", include_str!("../config/apis/nemo-curator.yaml")),
     ("nim-embedding", include_str!("../config/apis/nim-embedding.yaml")),
     ("nim-llm", include_str!("../config/apis/nim-llm.yaml")),
@@ -69,6 +70,8 @@ pub enum Format {
     Problem,
     /// `{"detail":[{"loc","msg","type"}]}` or `{"detail":"text"}`, as FastAPI answers.
     FastApi,
+    /// `grpc-status` and `grpc-message`. An API that words its errors so is called by gRPC and nothing else.
+    Grpc,
 }
 
 /// One method on one path template.
@@ -179,6 +182,11 @@ impl Catalogue {
         let components = document.get("components").cloned().unwrap_or_else(|| json!({}));
         self.apis.insert(name, Api { errors, operations: indices, components, document });
         Ok(())
+    }
+
+    /// Whether an API is called by gRPC.
+    pub fn is_grpc(&self, api: &ApiName) -> bool {
+        self.apis.get(api).is_some_and(|api| api.errors.format == Format::Grpc)
     }
 
     /// An operation by its index.

@@ -15,6 +15,7 @@ use crate::upstream::{self, Again, Answer, Event, Fault, Health, Ran};
 use crate::{auth, balance, quota, route, schema};
 
 mod dialect;
+pub mod grpc;
 
 pub use crate::upstream::Blame;
 pub use dialect::{Body, render, render_with, reword};
@@ -34,6 +35,8 @@ pub enum Failure {
     BodyTimeout,
     /// The body is not declared as JSON.
     UnsupportedMediaType,
+    /// The pool speaks another protocol, or not in this way: what to do.
+    WrongProtocol(&'static str),
     /// The body is not JSON.
     MalformedJson(schema::Malformed),
     /// The request breaks the schema of its operation.
@@ -44,6 +47,8 @@ pub enum Failure {
     MethodNotAllowed(Vec<Method>),
     /// The path names a pool that does not exist.
     PoolNotFound(String),
+    /// No pool has the function of NVCF that the call names.
+    FunctionUnknown(String),
     /// Several pools, or none, could serve it and the path does not say which.
     NoDefaultPool(Vec<PoolName>),
     /// No pool serves the model for this operation.
@@ -141,11 +146,13 @@ impl Failure {
             Self::BodyIncomplete => Row("body_incomplete", 400, Client),
             Self::BodyTimeout => Row("body_timeout", 408, Client),
             Self::UnsupportedMediaType => Row("unsupported_media_type", 415, Client),
+            Self::WrongProtocol(_) => Row("wrong_protocol", 415, Client),
             Self::MalformedJson(_) => Row("malformed_json", 400, Client),
             Self::SchemaViolation(_) => Row("schema_violation", 400, Client),
             Self::PathNotFound => Row("path_not_found", 404, Client),
             Self::MethodNotAllowed(_) => Row("method_not_allowed", 405, Client),
             Self::PoolNotFound(_) => Row("pool_not_found", 404, Client),
+            Self::FunctionUnknown(_) => Row("function_unknown", 404, Client),
             Self::NoDefaultPool(_) => Row("no_default_pool", 404, Client),
             Self::ModelNotFound(..) => Row("model_not_found", 404, Client),
             Self::KeyMissing => Row("key_missing", 401, Client),
@@ -254,11 +261,13 @@ impl Failure {
             Self::BodyIncomplete => "The request body ended before its declared length.".into(),
             Self::BodyTimeout => "The request body did not arrive in time.".into(),
             Self::UnsupportedMediaType => "This operation takes a body of Content-Type application/json.".into(),
+            Self::WrongProtocol(what) => format!("This can not be served: {what}."),
             Self::MalformedJson(malformed) => format!("The request body is not valid JSON: {}.", malformed.reason),
             Self::SchemaViolation(input) => input.message(),
             Self::PathNotFound => "No API behind this gateway has this path; /openapi.json lists them.".into(),
             Self::MethodNotAllowed(allowed) => format!("This path takes {} only.", join(allowed)),
             Self::PoolNotFound(name) => format!("There is no pool `{name}`."),
+            Self::FunctionUnknown(id) => format!("No pool has the function `{id}`."),
             Self::NoDefaultPool(rivals) if rivals.is_empty() => "No pool serves this operation.".into(),
             Self::NoDefaultPool(rivals) => {
                 format!("Several pools serve this operation ({}); put /pools/NAME before the path.", join(rivals))

@@ -23,6 +23,7 @@ pub mod edge;
 mod embed;
 mod exchange;
 pub mod fetch;
+pub mod grpc;
 mod guard;
 mod hedge;
 mod held;
@@ -102,6 +103,9 @@ impl ProxyHttp for Gateway {
                 ctx.trail.status = reply.status;
                 respond::send(session, ctx, reply).await?;
                 Ok(true)
+            }
+            Verdict::Forward(admitted, _) if ctx.grpc.is_some() => {
+                grpc::run(session, ctx, admitted, self).await.map(|()| true)
             }
             Verdict::Forward(mut admitted, mut payload) => {
                 held::collect(session, ctx, &mut admitted, &mut payload).await.map_err(respond::into_error)?;

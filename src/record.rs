@@ -108,6 +108,8 @@ pub struct Trail {
     pub cache: Option<Cached>,
     /// The status that the client got; 0 when it got none.
     pub status: u16,
+    /// The `grpc-status` of a call, as far as it is known.
+    pub grpc: Option<u16>,
     /// From the request's header to the header of the backend's answer.
     pub first_byte: Option<Duration>,
     /// Bytes of the request body.
@@ -166,6 +168,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_reason: Option<&'a str>,
     status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
     error: Option<&'a str>,
     blame: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,6 +264,7 @@ impl Recorder {
             cache_misses: trail.cache.map(|cache| cache.misses),
             cache_reason: trail.cache.and_then(|cache| cache.reason),
             status: trail.status,
+            grpc_status: trail.grpc,
             error: failure.map(Failure::label),
             blame: failure.map(|f| f.blame().word()),
             detail: match failure {

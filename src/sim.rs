@@ -36,6 +36,7 @@ mod engine;
 mod fault;
 mod front;
 mod gate;
+mod grpc;
 mod kv;
 mod management;
 mod metrics;
@@ -69,6 +70,7 @@ use tokio::task::{AbortHandle, JoinSet};
 pub use batch::Batching;
 use fault::Faults;
 use front::Front;
+pub use grpc::{GrpcConnection, GrpcSeen, GrpcSimulator, start_grpc};
 pub use nvcf_function::{
     DEGRADED_FUNCTION, ECHO_FUNCTION, FAILING_FUNCTION, LARGE_FUNCTION, LLM_FUNCTION, PROGRESS_FUNCTION,
     QUEUED_FUNCTION, QUEUED_REQUEST, SLOW_FUNCTION, UNREACHABLE_FUNCTION, version_of,

@@ -12,6 +12,7 @@ mod body;
 mod classify;
 mod document;
 mod fault;
+mod grpc;
 pub mod hold;
 mod table;
 
@@ -19,6 +20,7 @@ pub use body::Shape;
 pub use classify::{Manner, Reading, event};
 pub use document::render as document;
 pub use fault::{Blame, Fault, Health};
+pub use grpc::GrpcStatus;
 pub use table::{Again, Answer, Event, ROWS, Ran, Row};
 
 /// What stands behind a pool's endpoints.

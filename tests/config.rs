@@ -408,7 +408,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown API",
             with("  - name: b\n    api: nim-lmm\n    endpoints: [{url: http://a}]\n"),
             &[
-                "c.yaml:9:5: pools[1].api: expected an API of the catalogue: cosmos-embed1, cosmos-predict, nemo-curator, nim-embedding, nim-llm, nim-reranking, nim-vlm, nvcf",
+                "c.yaml:9:5: pools[1].api: expected an API of the catalogue: cosmos-embed1, cosmos-predict, grpc, nemo-curator, nim-embedding, nim-llm, nim-reranking, nim-vlm, nvcf",
             ],
         ),
         (
@@ -619,6 +619,19 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             &[
                 "c.yaml:8:25: prices[1].model: no pool lists a model that fits x*",
                 "c.yaml:8:38: prices[2].model: an earlier price is for the same models, so this one never counts",
+            ],
+        ),
+        (
+            "a pool of gRPC with what only HTTP has",
+            with(
+                "  - name: g\n    api: grpc\n    kind: nvcf\n    function: {id: 11111111-2222-3333-4444-555555555555, invocation: pexec}\n    \
+                 models: [{id: m}]\n    health: {enabled: true}\n    hedge: {enabled: true}\n    endpoints: [{url: http://b}]\n",
+            ),
+            &[
+                "c.yaml:11:58: pools[1].function.invocation: gRPC functions are called directly; leave this out",
+                "c.yaml:12:5: pools[1].models: calls of gRPC name no model that could be read; leave this out",
+                "c.yaml:13:14: pools[1].health.enabled: probes speak HTTP/1, which endpoints of gRPC do not",
+                "c.yaml:14:13: pools[1].hedge.enabled: connections of gRPC are bound to one pool and endpoint; leave this out",
             ],
         ),
         (

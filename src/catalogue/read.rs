@@ -14,7 +14,10 @@ pub(super) fn errors(document: &Value) -> Result<Errors, String> {
         Some("openai") => Format::OpenAi,
         Some("problem") => Format::Problem,
         Some("fastapi") => Format::FastApi,
-        other => return Err(format!("x-nimgate-errors.format: expected openai, problem or fastapi, found {other:?}")),
+        Some("grpc") => Format::Grpc,
+        other => {
+            return Err(format!("x-nimgate-errors.format: expected openai, problem, fastapi or grpc, found {other:?}"));
+        }
     };
     match stated.get("violation_status").and_then(Value::as_u64) {
         Some(400) => Ok(Errors { format, violation_status: 400 }),

@@ -12,6 +12,7 @@ use crate::proxy::settings::{ClientSettings, CorsSettings, ListenerSettings, Lis
 use crate::quota;
 
 mod discovery;
+mod grpc;
 mod limits;
 mod pem;
 mod pool;

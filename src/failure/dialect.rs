@@ -42,7 +42,8 @@ fn worded(failure: &Failure, status: u16, errors: Errors, request_id: &RequestId
         message = format!("{message} {more}");
     }
     let (content_type, value) = match errors.format {
-        Format::OpenAi => ("application/json", openai(failure, status, &message)),
+        // What is no call of gRPC is answered in JSON, whatever pool it was for.
+        Format::OpenAi | Format::Grpc => ("application/json", openai(failure, status, &message)),
         Format::Problem => ("application/problem+json", problem(failure, status, &message, request_id)),
         Format::FastApi => ("application/json", fastapi(failure, &message)),
     };

@@ -14,7 +14,7 @@ use super::exchange::Payload;
 use super::params::{Place, decoded};
 use super::respond::Reply;
 use super::snapshot::{Checks, Snapshot};
-use super::{body, guard, limits, own};
+use super::{body, grpc, guard, limits, own};
 use crate::auth::Caller;
 use crate::catalogue::{Body, Operation};
 use crate::failure::{BadInput, Failure};
@@ -36,6 +36,7 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
     let snapshot = Arc::clone(&ctx.snapshot);
     let headers = &session.req_header().headers;
     ctx.request_id = RequestId::accept(headers.get("x-request-id").map(|v| v.as_bytes()));
+    ctx.grpc = grpc::Call::of(session.req_header());
     guard::check(session.as_ref(), &snapshot.client)?;
     let (method, uri) = (session.req_header().method.clone(), session.req_header().uri.clone());
     ctx.trail.method = method.clone();
@@ -43,6 +44,9 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
     ctx.timeout = timeout(headers)?;
     if let Some(reply) = own::preflight(&method, headers, &snapshot.cors) {
         return Ok(Verdict::Answer(reply));
+    }
+    if grpc::is_call(headers) {
+        return grpc::admit(session, ctx).await;
     }
     let found = snapshot.routes.find(&method, uri.path());
     note_api(ctx, &found, uri.path());
@@ -56,7 +60,7 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
     let callers = snapshot.callers.load_full();
     let caller = callers.authenticate(headers, Utc::now())?;
     ctx.trail.caller = Some(Arc::clone(&caller));
-    let route = found?;
+    let route = found.map_err(|missing| grpc::wanted(&snapshot, uri.path()).unwrap_or_else(|| missing.into()))?;
     if !matches!(route.target, Target::Own(_)) {
         limits::begin(ctx, &callers.book, caller.id()).await?;
     }

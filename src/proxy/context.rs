@@ -8,6 +8,7 @@ use pingora_error::{Error, ErrorType, Result};
 use super::admit::Source;
 use super::course::Course;
 use super::exchange;
+use super::grpc::Call;
 use super::held::Progress;
 use super::snapshot::Snapshot;
 use crate::balance::Lease;
@@ -49,6 +50,8 @@ pub struct RequestContext {
     pub words: Option<Arc<str>>,
     /// Time that its caller allows it, from its header on.
     pub timeout: Option<Duration>,
+    /// It is a call of gRPC.
+    pub grpc: Option<Call>,
     /// Where it runs.
     pub course: Course,
     /// The endpoint that works on it.
@@ -126,6 +129,7 @@ impl RequestContext {
             withhold_usage: false,
             words: None,
             timeout: None,
+            grpc: None,
             course: Course::default(),
             lease: None,
             work: 1.0,

@@ -13,6 +13,7 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 
 use super::Gateway;
+use super::grpc::Client;
 
 tokio::task_local! {
     static CONNECTION: Arc<Deadline>;
@@ -115,12 +116,14 @@ impl ServerApp for Edge {
         }
         let _place = Place(Arc::clone(&self.open));
         if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            let _client = Client::new(&stream);
             // Streams of HTTP/2 run in tasks of their own; idle connections end by `h2_idle_timeout`.
             return self.proxy.process_new(stream, shutdown).await;
         }
         let deadline = Arc::new(Deadline { made: Instant::now(), at: AtomicU64::new(0) });
         deadline.arm(self.header_timeout);
         let watched = Arc::clone(&deadline);
+        let _client = self.http2_cleartext.then(|| Client::new(&stream)).flatten();
         let _listed = self.http2_cleartext.then(|| Listed::new(&stream, &deadline)).flatten();
         CONNECTION
             .scope(deadline, async {

@@ -9,7 +9,7 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::context::RequestContext;
 use super::settings::CorsSettings;
-use super::{course, exchange, judge, limits, load};
+use super::{course, exchange, grpc, judge, limits, load};
 use crate::failure::{Failure, render, render_with};
 use crate::upstream::Event;
 
@@ -124,6 +124,9 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
         exchange::unwrap(&mut session.downstream_session, handle);
     }
     let server_session = session.as_mut();
+    if ctx.grpc.is_some() {
+        return grpc::fail(server_session, &failure, ctx).await;
+    }
     let status = failure.status();
     if matches!(failure, Failure::ClientClosed | Failure::ClientStalled) {
         server_session.shutdown().await;

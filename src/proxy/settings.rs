@@ -99,6 +99,8 @@ pub struct PoolSettings {
     pub tls: Option<TlsSettings>,
     /// HTTP/2 to the backends.
     pub http2: bool,
+    /// Its API is called by gRPC.
+    pub grpc: bool,
     /// How long idle connections are kept.
     pub idle_timeout: Duration,
     /// Waiting for a place.

@@ -430,7 +430,8 @@ impl Checks {
 }
 
 fn route_settings(catalogue: &Catalogue, pools: &[PoolState]) -> crate::route::Settings {
-    let served = |api: &ApiName| pools.iter().any(|p| p.settings.api == *api);
+    // Calls of gRPC are found by their metadata.
+    let served = |api: &ApiName| pools.iter().any(|p| p.settings.api == *api && !p.settings.grpc);
     let operations = catalogue.operations.iter().enumerate().filter(|(_, o)| served(&o.api));
     let operations = operations.map(|(at, o)| OperationEntry {
         api: o.api.clone(),

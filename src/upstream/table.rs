@@ -334,10 +334,10 @@ pub static ROWS: &[Row] = &[
     grpc("grpc-session-gone", NVCF, &["5"]).has("no existing session found").is(Fault::SessionLost, Platform).from("GP, U-TS"),
     grpc("grpc-rate", NVCF, &["8"]).has("exceeded rate limit").is(Fault::PlatformRateLimited, Platform).ran(No, Later).after(60).from("GP"),
     grpc("grpc-unauthenticated", NVCF, &["16"]).is(Fault::PlatformUnauthorized, Platform).from("GP"),
-    grpc("grpc-no-function", NVCF, &["3"]).dispatched(false).is(Fault::PlatformRejected, Platform).from("GP"),
+    grpc("grpc-no-function", NVCF, &["3"]).dispatched(false).has("function-id").is(Fault::PlatformRejected, Platform).from("GP"),
     grpc("grpc-unavailable", NVCF, &["14"]).dispatched(false).is(Fault::PlatformError, Platform).ran(Maybe, Later).from("GP"),
     grpc("grpc-busy", BEHIND, &["8", "14"]).is(Fault::InferenceOverloaded, InferenceService).ran(No, Later).from("TR, derived"),
-    grpc("grpc-rejected", BEHIND, &["3", "5", "6", "7", "9", "11", "12", "16"]).is(Fault::InferenceRejected, InferenceService).from("TR, derived"),
+    grpc("grpc-rejected", BEHIND, &["1", "3", "4", "5", "6", "7", "9", "10", "11", "12", "16"]).is(Fault::InferenceRejected, InferenceService).from("TR, derived"),
     grpc("grpc-error", BEHIND, &[]).is(Fault::InferenceError, InferenceService).ran(Maybe, Later).from("TR, derived"),
 
     // Containers, whatever stands between.

@@ -12,7 +12,7 @@ pub fn render(catalogue: &Catalogue, examples: &[Example]) -> String {
         "# Constraints and their tests\n\nMade from the catalogue by `NIMGATE_WRITE_DOCS=1 cargo test --test catalogue`; a test holds it to the documents.\n\
          Each example is a test of its own: `cargo test --test catalogue -- RULE` runs those of a rule.\n",
     );
-    for (name, api) in &catalogue.apis {
+    for (name, api) in catalogue.apis.iter().filter(|(name, _)| !catalogue.is_grpc(name)) {
         text += &format!(
             "\n## {name}\n\n| Operation | Rule | Constraint | Passing examples | Failing examples |\n|---|---|---|---|---|\n"
         );

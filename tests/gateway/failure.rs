@@ -23,7 +23,8 @@ const UNKNOWN_FUNCTION: &str = "00000000-0000-4000-8000-0000000000ff";
 const MODEL: &str = "meta/llama-3.1-8b-instruct";
 
 /// Labels that no request can produce from outside, each with the reason. Their text is tested where it is made.
-const UNREACHABLE: [(&str, &str); 7] = [
+const UNREACHABLE: [(&str, &str); 8] = [
+    ("function_unknown", "needs a call of gRPC: tests/gateway/grpc.rs has it"),
     ("internal_error", "a defect of the gateway: none is known, and a test that finds one must fail instead"),
     ("keys_unknown", "needs a Redis that was never read: tests/gateway/admin has it"),
     ("limits_unknown", "needs a Redis that is away: tests/gateway/shared.rs has it"),
@@ -150,6 +151,7 @@ impl World {
             .pool("nvcf", "nvcf", &format!("kind: nvcf\ndefault: true\nmax_body_mib: 1\n{credential}"), &[&nvcf.url()])
             .pool("full", "nvcf", &format!("kind: nvcf\n{credential}"), &[&full])
             .pool("lost", "nvcf", &format!("kind: nvcf\n{credential}"), &[&lost])
+            .pool("speech", "grpc", "", &["http://127.0.0.1:9"])
             .pool("curator", "nemo-curator", &format!("kind: ngc\n{credential}"), &[&curator.url()])
             .pool("twin-a", "cosmos-predict", "", &[&predict.url()])
             .pool("twin-b", "cosmos-predict", "", &[&predict.url()])
@@ -414,6 +416,11 @@ async fn routes(world: &mut World) {
     world
         .refuses("unknown model", missing("model_not_found", Dialect::OpenAi), |w| {
             w.gateway.post("/v1/chat/completions", &unknown)
+        })
+        .await;
+    world
+        .refuses("JSON for gRPC", expected("wrong_protocol", 415, "client", Dialect::OpenAi), |w| {
+            w.gateway.post("/pools/speech/sim.Echo/Unary", &json!({ "a": 1 }))
         })
         .await;
     let wrong = |dialect| expected("method_not_allowed", 405, "client", dialect);

@@ -20,6 +20,7 @@ mod chaos;
 mod discovery;
 mod endings;
 mod failure;
+mod grpc;
 mod hedge;
 mod held;
 mod http2;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -17,6 +17,8 @@ use crate::support::*;
 pub fn certificate(directory: &Path, name: &str, host: &str) {
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Of the same name as the certificate, it would read as that certificate itself.
+    authority.distinguished_name.push(DnType::CommonName, "authority of the tests");
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
     let leaf = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
@@ -27,11 +29,17 @@ pub fn certificate(directory: &Path, name: &str, host: &str) {
 
 /// A backend's TLS front: terminates TLS and passes bytes on to a simulator.
 pub async fn tls_front(directory: &Path, name: &str, backend: std::net::SocketAddr) -> u16 {
+    tls_front_with(directory, name, backend, &[]).await
+}
+
+/// The same, offering these protocols by ALPN.
+pub async fn tls_front_with(directory: &Path, name: &str, backend: std::net::SocketAddr, alpn: &[&str]) -> u16 {
     let chain =
         CertificateDer::pem_file_iter(directory.join(format!("{name}.crt"))).unwrap().map(Result::unwrap).collect();
     let key = PrivateKeyDer::from_pem_file(directory.join(format!("{name}.key"))).unwrap();
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -122,7 +130,7 @@ async fn backends_are_verified_by_their_own_authority_and_name() {
         let answer = gateway.post("/v1/chat/completions", &body).send().await;
         // The simulator knows other models; that it answered at all is what counts.
         let expected =
-            if expected.is_empty() { ("inference_rejected", "inference-service") } else { (expected, "network") };
+            if expected.is_empty() { ("inference_model_unknown", "inference-service") } else { (expected, "network") };
         assert_eq!(answer.fault(), expected, "{model}: {}", answer.text());
     }
 }

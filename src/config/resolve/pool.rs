@@ -36,7 +36,11 @@ impl Resolver<'_> {
             }
             self.pool_api(&pointer, pool, catalogue);
             self.cacheable(&pointer, pool, catalogue);
-            resolved.push(self.pool(&pointer, pool, file));
+            let mut settings = self.pool(&pointer, pool, file);
+            if catalogue.is_some_and(|catalogue| catalogue.is_grpc(&settings.api)) {
+                self.grpc(&pointer, pool, &mut settings);
+            }
+            resolved.push(settings);
         }
         self.model_names(&file.pools, catalogue);
         resolved
@@ -129,6 +133,7 @@ impl Resolver<'_> {
             },
             tls,
             http2: pool.connection.http2,
+            grpc: false,
             idle_timeout: ms(pool.connection.idle_timeout_ms),
             queue: QueueSettings {
                 max: pool.queue.max,
