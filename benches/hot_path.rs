@@ -139,6 +139,7 @@ mod route {
             method: o.method.clone(),
             path: o.path.clone(),
             by_model: o.routes_by_model,
+            domain: o.domain.clone(),
         });
         let model = |name: String| {
             (name.clone(), ModelEntry { id: name.into(), backend: None, output_tokens: None, life: Life::default() })
@@ -147,6 +148,7 @@ mod route {
             behind: Vec::new(),
             name: api.as_str().into(),
             api: api.clone(),
+            domain: None,
             default: true,
             models: match api.as_str() {
                 "nim-llm" => {

@@ -252,11 +252,7 @@ impl Gate {
             self.places.contend();
         }
         let (sender, receiver) = oneshot::channel();
-        let joined = line.join(ask, sender, self.places.capacity(), now);
-        if line.is_empty() {
-            self.calm(&mut line);
-        }
-        let (ticket, evicted) = joined?;
+        let (ticket, evicted) = line.join(ask, sender, self.places.capacity(), now)?;
         drop(line);
         tell(evicted.map(|(sender, refused)| (sender, Err(refused))));
         Ok(Joined::Waits(Waiting { gate: self, ticket: Some(ticket), deadline: ask.deadline, receiver }))

@@ -158,6 +158,12 @@ impl Caller {
         if granted { Ok(()) } else { Err(NotAllowed::Scope(scope.to_owned())) }
     }
 
+    /// Whether the key grants any of `scopes`.
+    pub fn require_any_scope(&self, scopes: &[String]) -> Result<(), NotAllowed> {
+        let granted = scopes.iter().any(|scope| self.require_scope(scope).is_ok());
+        if granted { Ok(()) } else { Err(NotAllowed::Scope(scopes.join(" or "))) }
+    }
+
     /// Whether the key is for this pool.
     pub fn require_pool(&self, pool: &PoolName) -> Result<(), NotAllowed> {
         let allowed = self.0.pools.is_empty() || self.0.pools.contains(pool);

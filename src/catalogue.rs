@@ -14,13 +14,14 @@ use crate::ids::{ApiName, OperationIndex};
 
 mod cacheable;
 mod read;
+mod twins;
 mod usage;
 
 pub use cacheable::Cacheable;
 pub use usage::{Tokens, Video};
 
 /// The embedded documents: file stem and text.
-const EMBEDDED: [(&str, &str); 9] = [
+const EMBEDDED: [(&str, &str); 10] = [
     ("cosmos-embed1", include_str!("../config/apis/cosmos-embed1.yaml")),
     ("cosmos-predict", include_str!("../config/apis/cosmos-predict.yaml")),
     ("grpc", include_str!("../config/apis/grpc.yaml")),
@@ -30,6 +31,7 @@ const EMBEDDED: [(&str, &str); 9] = [
     ("nim-reranking", include_str!("../config/apis/nim-reranking.yaml")),
     ("nim-vlm", include_str!("../config/apis/nim-vlm.yaml")),
     ("nvcf", include_str!("../config/apis/nvcf.yaml")),
+    ("nvct", include_str!("../config/apis/nvct.yaml")),
 ];
 
 /// Every API that this gateway speaks.
@@ -85,10 +87,18 @@ pub struct Operation {
     pub method: Method,
     /// The path template, `{name}` for parameters.
     pub path: String,
-    /// The scope that a key needs.
-    pub scope: String,
+    /// The scopes of which a key needs one.
+    pub scopes: Vec<String>,
+    /// Of the far side's services, the one that has it, where they stand at several hosts.
+    pub domain: Option<String>,
     /// Whether the body's `model` picks the pool.
     pub routes_by_model: bool,
+    /// The path parameter that names another request, whose maker alone may ask.
+    pub polls: Option<String>,
+    /// JSON pointers to the strings of a request that may hold media, `*` for every element of a list.
+    pub media: Vec<String>,
+    /// Its answers may name a request that can be asked for later, in the member `reqId`.
+    pub names_request: bool,
     /// Whether running it twice is as good as once: reads, and what is computed from the request alone.
     pub repeatable: bool,
     /// JSON pointers into a 2xx answer that must hold something, or the answer is a failure in disguise.
@@ -173,7 +183,8 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    fn add(&mut self, name: ApiName, document: Value, default_body_limit: usize) -> Result<(), String> {
+    fn add(&mut self, name: ApiName, mut document: Value, default_body_limit: usize) -> Result<(), String> {
+        twins::add(&mut document)?;
         let errors = read::errors(&document)?;
         let operations = read::operations(&name, &document, default_body_limit)?;
         let first = self.operations.len();

@@ -53,6 +53,10 @@ pub enum Failure {
     NoDefaultPool(Vec<PoolName>),
     /// No pool serves the model for this operation.
     ModelNotFound(String, route::ModelProblem),
+    /// There is no such request, or it is another caller's.
+    RequestNotFound,
+    /// Redis is away, and may know whose the request is.
+    RequestsUnknown,
     /// No credential.
     KeyMissing,
     /// The keys were not read yet from where they are kept.
@@ -155,6 +159,8 @@ impl Failure {
             Self::FunctionUnknown(_) => Row("function_unknown", 404, Client),
             Self::NoDefaultPool(_) => Row("no_default_pool", 404, Client),
             Self::ModelNotFound(..) => Row("model_not_found", 404, Client),
+            Self::RequestNotFound => Row("request_not_found", 404, Client),
+            Self::RequestsUnknown => Row("requests_unknown", 503, Gateway),
             Self::KeyMissing => Row("key_missing", 401, Client),
             Self::KeysUnknown => Row("keys_unknown", 503, Gateway),
             Self::KeyInvalid => Row("key_invalid", 401, Client),
@@ -273,6 +279,11 @@ impl Failure {
                 format!("Several pools serve this operation ({}); put /pools/NAME before the path.", join(rivals))
             }
             Self::ModelNotFound(model, problem) => problem.message(model),
+            Self::RequestNotFound => "There is no such request of this API key; it may have ended.".into(),
+            Self::RequestsUnknown => {
+                "The gateway can not reach the store of its requests at the moment, and may not guess whose it is."
+                    .into()
+            }
             Self::KeyMissing => "No API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`.".into(),
             Self::KeyInvalid => "The API key is not valid.".into(),
             Self::KeyExpired => "The API key has expired.".into(),
@@ -322,7 +333,7 @@ impl Failure {
     /// Only this request was refused: the connection may serve the client's next one.
     pub fn is_refusal(&self) -> bool {
         let is_ours = matches!(self.blame(), Blame::Client | Blame::Quota)
-            || matches!(self, Self::LimitsUnknown | Self::KeysUnknown | Self::ModelOffline(_))
+            || matches!(self, Self::LimitsUnknown | Self::KeysUnknown | Self::RequestsUnknown | Self::ModelOffline(_))
             || matches!(self, Self::QueueFull(_) | Self::QueueTimeout(_) | Self::DeadlineUnmet(_));
         self.is_framed() && is_ours && self.status() != 499
     }

@@ -24,6 +24,7 @@ pub mod failure;
 pub mod finder;
 pub mod ids;
 pub mod meter;
+pub mod owner;
 pub mod pacer;
 pub mod probe;
 pub mod proxy;

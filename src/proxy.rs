@@ -15,6 +15,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 mod admit;
+mod asset;
 mod body;
 mod clock;
 mod context;
@@ -30,6 +31,7 @@ mod held;
 mod judge;
 mod limits;
 mod load;
+mod native;
 mod own;
 mod params;
 mod queue;
@@ -49,6 +51,7 @@ use self::judge::Judge;
 use self::snapshot::Snapshot;
 use crate::cache::Purges;
 use crate::failure::Failure;
+use crate::owner::Owners;
 use crate::quota::Limiter;
 use crate::record::Recorder;
 use crate::upstream::{Kind, Ran};
@@ -60,6 +63,8 @@ pub struct Gateway {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// Counts and limits.
     pub limiter: Arc<Limiter>,
+    /// Whose the requests of NVCF are that may be polled.
+    pub owners: Arc<Owners>,
     /// What was purged of kept vectors, and those that are in Redis.
     pub purges: Arc<Purges>,
     /// Where records go.
@@ -73,7 +78,7 @@ impl ProxyHttp for Gateway {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.snapshot.load_full(), Arc::clone(&self.limiter))
+        RequestContext::new(self.snapshot.load_full(), Arc::clone(&self.limiter), Arc::clone(&self.owners))
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora_core::modules::http::HttpModules) {
@@ -121,6 +126,8 @@ impl ProxyHttp for Gateway {
                     body::invite(session.as_mut()).await.map_err(respond::into_error)?;
                 }
                 shadow::copy(session, ctx, &admitted, &payload, &self.recorder);
+                let carried = asset::upload(session.as_mut(), ctx, &mut admitted, payload, &self.recorder).await;
+                let payload = carried.map_err(respond::into_error)?;
                 if hedge::settings(ctx, &admitted, &payload).is_some() || held::is_for(ctx, &admitted, &payload) {
                     if self.draining.load(Ordering::Relaxed) {
                         session.set_keepalive(None);
@@ -128,7 +135,7 @@ impl ProxyHttp for Gateway {
                     ctx.admitted = Some(admitted);
                     return hedge::run(session, ctx, payload).await.map(|()| true);
                 }
-                let timeouts = ctx.snapshot.pool(admitted.pool).settings.timeouts;
+                let timeouts = ctx.snapshot.pool(admitted.pool).settings.timeouts.holding(ctx.hold);
                 let manner = exchange::Manner {
                     judge: Judge::new(&ctx.snapshot, &admitted, ctx),
                     clock: clock::Clock::start(timeouts, ctx.timeout.map(|time| (ctx.started + time).into())),
@@ -209,6 +216,7 @@ impl ProxyHttp for Gateway {
             return Err(error);
         }
         accept(ctx, header);
+        native::note(ctx, header).await;
         Ok(())
     }
 
@@ -250,6 +258,7 @@ impl ProxyHttp for Gateway {
                 stream::end(ctx, body).map_err(respond::into_error)?;
             }
         }
+        native::read(ctx, body.as_ref());
         ctx.trail.response_bytes += body.as_ref().map_or(0, Bytes::len);
         Ok(None)
     }
@@ -297,6 +306,7 @@ impl ProxyHttp for Gateway {
         limits::settle(ctx);
         load::release(ctx);
         ctx.course.end();
+        ctx.assets = None;
         let unreached = std::mem::take(&mut ctx.unreached);
         unreached.iter().for_each(|endpoint| self.recorder.connect_failed(ctx.trail.pool.as_ref(), endpoint));
         let written = session.response_written().map(|header| header.status.as_u16());

@@ -206,6 +206,11 @@ impl Recorder {
         self.telemetry.shadowed(pool.as_str(), result);
     }
 
+    /// An asset of this pool's was uploaded, could not be, was deleted, or was left behind.
+    pub fn asset(&self, pool: &PoolName, result: &'static str) {
+        self.telemetry.asset(pool.as_str(), result);
+    }
+
     /// A request has ended.
     pub fn end(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &Parts) {
         let failure = trail.failure.as_ref();

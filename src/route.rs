@@ -3,7 +3,7 @@
 //! Paths are matched over all APIs at once; an operation whose body names a model leaves the pool open until the body
 //! is read. `/pools/{pool}/…` fixes the pool, so that an SDK's base URL can. Models are looked up here too.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -32,6 +32,8 @@ pub struct OperationEntry {
     pub path: String,
     /// Whether the body's `model` picks the pool.
     pub by_model: bool,
+    /// Of the far side's services, the one that has it.
+    pub domain: Option<String>,
 }
 
 /// A pool as routing sees it.
@@ -40,6 +42,8 @@ pub struct PoolEntry {
     pub name: PoolName,
     /// The API that it serves.
     pub api: ApiName,
+    /// The one domain whose operations it serves; absent for all.
+    pub domain: Option<String>,
     /// Whether it serves operations without a model when several pools of the API could.
     pub default: bool,
     /// Models: every name that callers may use, and the model that it means.
@@ -155,8 +159,12 @@ pub struct RouteTable {
     pools: Vec<PoolEntry>,
     by_name: HashMap<PoolName, PoolIndex>,
     models: HashMap<String, Vec<(PoolIndex, ModelEntry)>>,
-    defaults: HashMap<ApiName, Vec<PoolIndex>>,
+    /// By API and domain: the pools that serve operations without a model.
+    defaults: HashMap<ApiName, Vec<Serving>>,
 }
+
+/// A domain, and the pools that serve its operations.
+type Serving = (Option<String>, Vec<PoolIndex>);
 
 #[derive(Clone)]
 struct Candidate {
@@ -164,6 +172,7 @@ struct Candidate {
     api: ApiName,
     index: OperationIndex,
     by_model: bool,
+    domain: Option<String>,
 }
 
 const POOLS: &str = "/pools/";
@@ -188,12 +197,14 @@ impl RouteTable {
     pub fn new(settings: Settings) -> Result<Self, String> {
         let mut by_path: Vec<(String, Vec<Candidate>)> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
-        for OperationEntry { api, index, method, path, by_model } in settings.operations {
+        let mut domains: HashMap<ApiName, BTreeSet<Option<String>>> = HashMap::new();
+        for OperationEntry { api, index, method, path, by_model, domain } in settings.operations {
+            domains.entry(api.clone()).or_default().insert(domain.clone());
             let at = *places.entry(path.clone()).or_insert_with(|| {
                 by_path.push((path, Vec::new()));
                 by_path.len() - 1
             });
-            by_path[at].1.push(Candidate { method, api, index, by_model });
+            by_path[at].1.push(Candidate { method, api, index, by_model, domain });
         }
         let mut paths = matchit::Router::new();
         for (path, candidates) in by_path {
@@ -206,11 +217,11 @@ impl RouteTable {
             defaults: HashMap::new(),
             pools: settings.pools,
         };
-        table.index_pools();
+        table.index_pools(domains);
         Ok(table)
     }
 
-    fn index_pools(&mut self) {
+    fn index_pools(&mut self, domains: HashMap<ApiName, BTreeSet<Option<String>>>) {
         for (at, pool) in self.pools.iter().enumerate() {
             let at = PoolIndex(at);
             self.by_name.insert(pool.name.clone(), at);
@@ -222,14 +233,28 @@ impl RouteTable {
             let all: Vec<usize> = serving.iter().map(|(pool, _)| pool.0).collect();
             serving.sort_by_key(|(pool, _)| is_behind(&self.pools, pool.0, &all));
         }
-        let apis: Vec<ApiName> = self.pools.iter().map(|p| p.api.clone()).collect();
-        for api in apis {
-            let all: Vec<usize> = (0..self.pools.len()).filter(|i| self.pools[*i].api == api).collect();
-            let chosen: Vec<usize> = all.iter().copied().filter(|i| self.pools[*i].default).collect();
-            let first = || all.iter().copied().filter(|i| !is_behind(&self.pools, *i, &all)).collect();
-            let serving: Vec<usize> = if chosen.is_empty() { first() } else { chosen };
-            self.defaults.insert(api, serving.into_iter().map(PoolIndex).collect());
+        for (api, domains) in domains {
+            let serving = domains.into_iter().map(|domain| {
+                let pools = self.serving(&api, domain.as_deref());
+                (domain, pools)
+            });
+            let serving = serving.collect();
+            self.defaults.insert(api, serving);
         }
+    }
+
+    /// The pools that serve operations of an API and domain which name no model: those that are for this domain alone
+    /// before those that are for all.
+    fn serving(&self, api: &ApiName, domain: Option<&str>) -> Vec<PoolIndex> {
+        let of = |wanted: Option<&str>| -> Vec<usize> {
+            let is_fit = |pool: &PoolEntry| pool.api == *api && pool.domain.as_deref() == wanted;
+            (0..self.pools.len()).filter(|i| is_fit(&self.pools[*i])).collect()
+        };
+        let all = domain.map(|domain| of(Some(domain))).filter(|own| !own.is_empty()).unwrap_or_else(|| of(None));
+        let chosen: Vec<usize> = all.iter().copied().filter(|i| self.pools[*i].default).collect();
+        let first = || all.iter().copied().filter(|i| !is_behind(&self.pools, *i, &all)).collect();
+        let serving: Vec<usize> = if chosen.is_empty() { first() } else { chosen };
+        serving.into_iter().map(PoolIndex).collect()
     }
 
     /// Finds what answers `method path`.
@@ -258,7 +283,8 @@ impl RouteTable {
     fn find_in_pool(&self, method: &Method, rest: &str) -> Result<Route, NotFound> {
         let name = rest.split('/').next().unwrap_or_default();
         let pool = *self.by_name.get(name).ok_or_else(|| NotFound::Pool(name.chars().take(100).collect()))?;
-        let (api, path) = (&self.pools[pool.0].api, &rest[name.len()..]);
+        let (entry, path) = (&self.pools[pool.0], &rest[name.len()..]);
+        let api = &entry.api;
         // A pool's models are what it serves under which names; its backends know neither aliases nor permissions.
         if let Some((own @ (Own::Models | Own::Model), mut params)) = own(path)
             && is_read(method)
@@ -267,7 +293,7 @@ impl RouteTable {
             return Ok(Route { target: Target::Own(own), params, prefix: POOLS.len() + name.len() });
         }
         let matched = self.paths.at(path).map_err(|_| NotFound::Path)?;
-        let offered: Vec<&Candidate> = matched.value.iter().filter(|c| c.api == *api).collect();
+        let offered: Vec<&Candidate> = matched.value.iter().filter(|c| entry.offers(c)).collect();
         if offered.is_empty() {
             return Err(NotFound::Path);
         }
@@ -286,7 +312,9 @@ impl RouteTable {
         let mut found = Vec::new();
         let mut rivals = Vec::new();
         for candidate in candidates {
-            match self.defaults.get(&candidate.api).map(Vec::as_slice) {
+            let domains = self.defaults.get(&candidate.api).into_iter().flatten();
+            let mut serving = domains.filter(|(domain, _)| *domain == candidate.domain).map(|(_, pools)| &pools[..]);
+            match serving.next() {
                 Some([one]) => found.push((*one, candidate.index)),
                 Some(several) => rivals.extend(several.iter().map(|p| self.pools[p.0].name.clone())),
                 None => {}
@@ -320,6 +348,12 @@ impl RouteTable {
     /// Every model name that callers may use, with the pools that serve it.
     pub fn models(&self) -> impl Iterator<Item = (&str, &[(PoolIndex, ModelEntry)])> {
         self.models.iter().map(|(name, serving)| (name.as_str(), serving.as_slice()))
+    }
+}
+
+impl PoolEntry {
+    fn offers(&self, operation: &Candidate) -> bool {
+        operation.api == self.api && (self.domain.is_none() || self.domain == operation.domain)
     }
 }
 
@@ -372,7 +406,14 @@ mod tests {
     use super::*;
 
     fn operation(api: &str, index: usize, method: Method, path: &str, by_model: bool) -> OperationEntry {
-        OperationEntry { api: api.into(), index: OperationIndex(index), method, path: path.into(), by_model }
+        OperationEntry {
+            api: api.into(),
+            index: OperationIndex(index),
+            method,
+            path: path.into(),
+            by_model,
+            domain: None,
+        }
     }
 
     fn pool(name: &str, api: &str, default: bool, models: &[&str]) -> PoolEntry {
@@ -382,7 +423,7 @@ mod tests {
                 ((*m).into(), ModelEntry { id: (*m).into(), backend: None, output_tokens: None, life: Life::default() })
             })
             .collect();
-        PoolEntry { name: name.into(), api: api.into(), default, models, behind: Vec::new() }
+        PoolEntry { name: name.into(), api: api.into(), domain: None, default, models, behind: Vec::new() }
     }
 
     fn table() -> RouteTable {

@@ -10,8 +10,10 @@ use serde_json::{Map, Value, json};
 
 mod adapt;
 mod document;
+mod place;
 
 pub use document::{Document, LONGEST_LENGTH_RULE, Malformed};
+pub use place::Pattern;
 
 /// How a pool wants its requests checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

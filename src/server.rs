@@ -28,6 +28,7 @@ use crate::cache::{Purges, Remote};
 use crate::config::Config;
 use crate::config::file::{CallerStore, LogTarget};
 use crate::directory::Directory;
+use crate::owner::Owners;
 use crate::pacer;
 use crate::proxy::Gateway;
 use crate::proxy::edge::Edge;
@@ -92,6 +93,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let gateway = Gateway {
         snapshot: Arc::clone(&snapshot),
         limiter,
+        owners: Arc::new(Owners::new(limits.store.clone())),
         purges: Arc::clone(&purges),
         recorder,
         draining: Arc::clone(&draining),

@@ -46,6 +46,7 @@ mod nvcf_api;
 mod nvcf_function;
 mod nvcf_job;
 mod nvcf_worker;
+mod nvct;
 mod ranking;
 mod reply;
 mod seen;

@@ -107,6 +107,7 @@ pub struct Telemetry {
     spills: IntCounterVec,
     hedges: IntCounterVec,
     shadows: IntCounterVec,
+    assets: IntCounterVec,
     cache_requests: IntCounterVec,
     cache_items: IntCounterVec,
     cache_unusable: IntCounterVec,
@@ -223,6 +224,11 @@ impl Telemetry {
                 "Copies of requests for another pool: good, failed, or dropped for want of room.",
                 &["pool", "result"],
             )?,
+            assets: counters(
+                "nimgate_assets_total",
+                "Media that were uploaded as assets or failed to be, and those that were deleted or left behind.",
+                &["pool", "result"],
+            )?,
             cache_requests: counters(
                 "nimgate_cache_requests_total",
                 "Requests of pools with a cache: hit, miss, partial, or bypass.",
@@ -337,6 +343,11 @@ impl Telemetry {
     /// A copy of a request has ended, or was not made.
     pub fn shadowed(&self, pool: &str, result: &str) {
         self.shadows.with_label_values(&[pool, result]).inc();
+    }
+
+    /// An asset was uploaded, could not be, was deleted, or was left behind.
+    pub fn asset(&self, pool: &str, result: &str) {
+        self.assets.with_label_values(&[pool, result]).inc();
     }
 
     /// A configuration was loaded, or could not be.

@@ -14,6 +14,7 @@ mod document;
 mod fault;
 mod grpc;
 pub mod hold;
+mod nvcf;
 mod table;
 
 pub use body::Shape;
@@ -21,7 +22,13 @@ pub use classify::{Manner, Reading, event};
 pub use document::render as document;
 pub use fault::{Blame, Fault, Health};
 pub use grpc::GrpcStatus;
+pub use nvcf::{EnvelopeId, held_for};
 pub use table::{Again, Answer, Event, ROWS, Ran, Row};
+
+/// Where the hosts with fixed paths tell the status of a request.
+const VANITY_STATUS: &str = "/v1/status/";
+/// Where NVCF's own host does.
+const STATUS: &str = "/v2/nvcf/pexec/status/";
 
 /// What stands behind a pool's endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +84,10 @@ impl Kind {
                 Some(version) => Cow::Owned(format!("/v2/nvcf/pexec/functions/{id}/versions/{version}")),
                 None => Cow::Owned(format!("/v2/nvcf/pexec/functions/{id}")),
             },
+            // Hosts with fixed paths have it there; NVCF's own has it here.
+            Self::Nvcf(None) if path_and_query.starts_with(VANITY_STATUS) => {
+                Cow::Owned(format!("{STATUS}{}", &path_and_query[VANITY_STATUS.len()..]))
+            }
             _ => Cow::Borrowed(path_and_query),
         }
     }
@@ -163,6 +174,13 @@ mod tests {
         let kind = function(Invocation::Pexec);
         assert_eq!(kind.path("/v1/infer"), "/v2/nvcf/pexec/functions/f/versions/v");
         assert!(kind.headers().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_status_is_asked_for_where_the_native_api_has_it() {
+        let id = "c0ffee00-1234-4abc-9def-0123456789ab";
+        assert_eq!(Kind::Nvcf(None).path(&format!("/v1/status/{id}?a=b")), format!("/v2/nvcf/pexec/status/{id}?a=b"));
+        assert_eq!(Kind::Nim.path("/v1/status/a"), "/v1/status/a");
     }
 
     #[test]

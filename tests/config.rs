@@ -201,8 +201,12 @@ fn the_annotated_references_state_the_codes_defaults() {
         "pools.models.offline_message",
         "pools.models.rate_limit_message",
         "pools.queue.max_in_flight",
+        "pools.pace.learn",
+        "pools.pace.per_minute",
         "pools.hedge.after_ms",
         "pools.shadow",
+        "pools.assets",
+        "pools.domain",
         "prices",
         "quotas.state_file",
         "redis",
@@ -249,7 +253,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown key",
             with("    nmae: x\n"),
             &[
-                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, balance, breaker, cache, connection, credential, default, discovery, endpoints, function, headers, health, hedge, kind, max_body_mib, metrics, models, name, queue, retry, shadow, spill, timeouts, tls, url_input, validation",
+                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, assets, balance, breaker, cache, connection, credential, default, discovery, domain, endpoints, function, headers, health, hedge, kind, max_body_mib, metrics, models, name, pace, polls, queue, retry, shadow, spill, timeouts, tls, url_input, validation",
             ],
         ),
         (
@@ -304,7 +308,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             with("    function: {id: x, bogus: 1}\n"),
             &[
                 "c.yaml:8:16: pools[0].function.id: expected text that matches ^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
-                "c.yaml:8:23: pools[0].function.bogus: unknown key; expected one of id, invocation, version",
+                "c.yaml:8:23: pools[0].function.bogus: unknown key; expected one of id, invocation, version, wait",
             ],
         ),
         (
@@ -318,6 +322,17 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
                 "c.yaml:9:9: pools[0].endpoints[2].url: expected http://host[:port] or https://host[:port], without a path",
                 "c.yaml:11:9: pools[0].endpoints[4].url: this endpoint is listed twice",
                 "c.yaml:12:9: pools[0].endpoints[5].url: the endpoints of a pool are all http or all https",
+            ],
+        ),
+        (
+            "a domain that its API does not have, and assets of what takes none",
+            format!(
+                "{HEAD}pools:\n  - {{name: a, api: nvcf, kind: nvcf, endpoints: [{{url: http://a}}], domain: managment}}\n  - {{name: b, api: nvcf, kind: nvcf, endpoints: [{{url: http://a}}], domain: management, assets: {{above_kib: 1}}}}\n  - {{name: c, api: nvcf, kind: nvcf, endpoints: [{{url: http://a}}], spill: {{to: [b]}}}}\n"
+            ),
+            &[
+                "c.yaml:4:68: pools[0].domain: no operation of the API nvcf is of this domain",
+                "c.yaml:5:88: pools[1].assets: only a function that is invoked by pexec takes assets",
+                "c.yaml:6:81: pools[2].spill.to[0]: the pool b serves another domain of the API",
             ],
         ),
         (
@@ -408,7 +423,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown API",
             with("  - name: b\n    api: nim-lmm\n    endpoints: [{url: http://a}]\n"),
             &[
-                "c.yaml:9:5: pools[1].api: expected an API of the catalogue: cosmos-embed1, cosmos-predict, grpc, nemo-curator, nim-embedding, nim-llm, nim-reranking, nim-vlm, nvcf",
+                "c.yaml:9:5: pools[1].api: expected an API of the catalogue: cosmos-embed1, cosmos-predict, grpc, nemo-curator, nim-embedding, nim-llm, nim-reranking, nim-vlm, nvcf, nvct",
             ],
         ),
         (

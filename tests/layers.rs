@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 31] = [
+const ARROWS: [(&str, &[&str]); 32] = [
     ("pacer", &["admission", "proxy", "quota", "store"]),
     ("admission", &["ids"]),
     ("ids", &[]),
@@ -50,6 +50,7 @@ const ARROWS: [(&str, &[&str]); 31] = [
             "discovery",
             "failure",
             "meter",
+            "owner",
             "quota",
             "record",
             "route",
@@ -77,6 +78,7 @@ const ARROWS: [(&str, &[&str]); 31] = [
         ],
     ),
     ("probe", &["balance", "proxy"]),
+    ("owner", &["ids", "store"]),
     ("directory", &["auth", "config", "proxy", "quota", "store"]),
     ("reload", &["config", "directory", "finder", "probe", "proxy", "quota", "revision", "scrape", "telemetry"]),
     (
@@ -103,6 +105,7 @@ const ARROWS: [(&str, &[&str]); 31] = [
             "cache",
             "config",
             "directory",
+            "owner",
             "pacer",
             "probe",
             "proxy",
@@ -118,7 +121,7 @@ const ARROWS: [(&str, &[&str]); 31] = [
 ];
 /// Libraries and the only modules that may name them.
 const LIBRARIES: [(&str, &[&str]); 10] = [
-    ("redis", &["store", "quota", "directory", "cache", "pacer"]),
+    ("redis", &["store", "quota", "directory", "cache", "owner", "pacer"]),
     ("hickory_resolver", &["discovery"]),
     ("kube", &["discovery"]),
     ("k8s_openapi", &["discovery"]),

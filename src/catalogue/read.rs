@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{Body, Cacheable, Errors, Format, Operation, Tokens, Video};
 use crate::ids::ApiName;
 
-const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
+pub(super) const METHODS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
 
 pub(super) fn errors(document: &Value) -> Result<Errors, String> {
     let stated = document.get("x-nimgate-errors").ok_or("x-nimgate-errors is required")?;
@@ -63,7 +63,6 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn operation(&self, method: &str, limit: usize) -> Result<Operation, String> {
         let id = self.source.get("operationId").and_then(Value::as_str).ok_or("operationId is required")?;
-        let scope = self.source.get("x-nimgate-scope").and_then(Value::as_str).ok_or("x-nimgate-scope is required")?;
         let method = Method::from_bytes(method.to_ascii_uppercase().as_bytes()).map_err(|e| e.to_string())?;
         let flag = |name: &str| self.source.get(name).and_then(Value::as_bool).unwrap_or(false);
         Ok(Operation {
@@ -72,7 +71,11 @@ impl Reader<'_> {
             repeatable: flag("x-nimgate-repeatable") || matches!(method, Method::GET | Method::HEAD),
             method,
             path: self.path.to_owned(),
-            scope: scope.to_owned(),
+            scopes: self.scopes()?,
+            domain: self.text("x-nimgate-domain"),
+            polls: self.text("x-nimgate-polls"),
+            media: self.pointers("x-nimgate-media")?,
+            names_request: flag("x-nimgate-names-request"),
             routes_by_model: flag("x-nimgate-routes-by-model"),
             answer_requires: self.strings("x-nimgate-answer-requires").into(),
             stream_ends: flag("x-nimgate-stream-ends"),
@@ -87,6 +90,26 @@ impl Reader<'_> {
             header_params: self.parameters("header"),
             examples: self.source.get("x-nimgate-examples").and_then(Value::as_array).cloned().unwrap_or_default(),
         })
+    }
+
+    fn scopes(&self) -> Result<Vec<String>, String> {
+        let scopes = match self.source.get("x-nimgate-scope") {
+            Some(Value::String(one)) => vec![one.clone()],
+            _ => self.strings("x-nimgate-scope"),
+        };
+        if scopes.is_empty() { Err("x-nimgate-scope is required".into()) } else { Ok(scopes) }
+    }
+
+    /// Text that stands in the operation, or in the document for all.
+    fn text(&self, name: &str) -> Option<String> {
+        let stated = self.source.get(name).or_else(|| self.document.get(name));
+        stated.and_then(Value::as_str).map(str::to_owned)
+    }
+
+    fn pointers(&self, name: &str) -> Result<Vec<String>, String> {
+        let pointers = self.strings(name);
+        let is_good = pointers.iter().all(|pointer| pointer.starts_with('/'));
+        if is_good { Ok(pointers) } else { Err(format!("{name}: expected JSON pointers, such as /input/*")) }
     }
 
     fn strings(&self, name: &str) -> Vec<String> {

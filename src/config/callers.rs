@@ -36,7 +36,7 @@ impl Known {
     pub fn new<'a>(catalogue: &Catalogue, pools: impl IntoIterator<Item = &'a PoolSettings>) -> Self {
         let mut known = Self::default();
         for operation in &catalogue.operations {
-            known.scopes.insert(operation.scope.clone());
+            known.scopes.extend(operation.scopes.iter().cloned());
             known.operations.insert(operation.id.to_string());
             known.operations.insert(format!("{}/{}", operation.api, operation.id));
         }

@@ -267,6 +267,13 @@ pub struct Pool {
     /// What stands behind its endpoints.
     #[serde(default)]
     pub kind: Kind,
+    /// The domain of the API that it serves alone, where its operations stand at several hosts: `invocation` or
+    /// `management` of the API nvcf. Such operations go to no other pool then.
+    #[serde(default)]
+    pub domain: Option<String>,
+    /// Whose requests may be polled on the native face of NVCF.
+    #[serde(default)]
+    pub polls: Polls,
     /// The function that is offered under the pool's API. Only for `kind: nvcf`.
     #[serde(default)]
     pub function: Option<Function>,
@@ -326,6 +333,9 @@ pub struct Pool {
     /// A second endpoint for requests that take unusually long.
     #[serde(default)]
     pub hedge: Hedge,
+    /// Large media of requests, uploaded to NVCF beside them. Only for a function that is invoked by pexec.
+    #[serde(default)]
+    pub assets: Option<Assets>,
     /// Copies of requests for another pool.
     #[serde(default)]
     pub shadow: Option<Shadow>,
@@ -354,6 +364,17 @@ pub enum Kind {
     Nvcf,
     /// An NGC service such as NeMo Curator.
     Ngc,
+}
+
+/// Whose requests may be polled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Polls {
+    /// Those that the caller made through this gateway.
+    #[default]
+    Own,
+    /// Those, and requests that nobody made through this gateway.
+    Any,
 }
 
 /// A function of NVCF.
@@ -402,6 +423,15 @@ pub enum Invocation {
     Direct,
     /// By `POST /v2/nvcf/pexec/functions/{id}`.
     Pexec,
+}
+
+/// Large media of requests, uploaded to NVCF as assets and deleted after use.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Assets {
+    /// Media above this size in KiB are uploaded.
+    #[schemars(range(max = 4_194_304))]
+    pub above_kib: usize,
 }
 
 /// A model that a pool serves.

@@ -14,7 +14,7 @@ use super::exchange::Payload;
 use super::params::{Place, decoded};
 use super::respond::Reply;
 use super::snapshot::{Checks, Snapshot};
-use super::{body, grpc, guard, limits, own};
+use super::{body, grpc, guard, limits, native, own};
 use crate::auth::Caller;
 use crate::catalogue::{Body, Operation};
 use crate::failure::{BadInput, Failure};
@@ -108,8 +108,9 @@ impl Request<'_> {
         let operation = self.snapshot.catalogue.operation(index);
         let state = self.snapshot.pool(pool);
         ctx.trail.pool = Some(state.settings.name.clone());
-        self.caller.require_scope(&operation.scope)?;
+        self.caller.require_any_scope(&operation.scopes)?;
         self.caller.require_pool(&state.settings.name)?;
+        native::check_owner(ctx, operation, &state.settings, &self.route.params, self.caller.id()).await?;
         let limit = state.settings.body_limit.unwrap_or(operation.body_limit);
         let checks = state.checks.get(&index);
         let mut found = self.check_params(checks, &session.req_header().headers);
@@ -136,6 +137,8 @@ impl Request<'_> {
             }
         };
         refuse_violations(found, state.settings.schema.max_violations)?;
+        let envelope = read.as_ref().map(|document| &document.value);
+        ctx.hold = native::hold(operation, &state.settings.kind, &session.req_header().headers, envelope);
         limits::reserve(ctx, operation, None, read.as_ref()).await?;
         if let Some(source) = &mut source {
             source.document = read.map(Arc::new);
@@ -154,7 +157,7 @@ impl Request<'_> {
         let operations: Vec<&Operation> =
             candidates.iter().map(|(_, i)| self.snapshot.catalogue.operation(*i)).collect();
         let Some(first) = operations.first() else { return Err(Failure::PathNotFound) };
-        self.caller.require_scope(&first.scope)?;
+        self.caller.require_any_scope(&first.scopes)?;
         require_json(&session.req_header().headers)?;
         let bytes = body::read(session.as_mut(), self.largest(&operations, within), &self.snapshot.client).await?;
         ctx.trail.request_bytes = bytes.len();
@@ -171,7 +174,7 @@ impl Request<'_> {
         self.note(ctx, pool, index);
         ctx.trail.model = Some(entry.id.clone());
         ctx.trail.stream = document.stream();
-        self.caller.require_scope(&operation.scope)?;
+        self.caller.require_any_scope(&operation.scopes)?;
         self.caller.require_model(&entry.id)?;
         self.caller.require_pool(&state.settings.name)?;
         let limit = state.settings.body_limit.unwrap_or(operation.body_limit);
@@ -352,7 +355,8 @@ fn meant<'a>(snapshot: &'a Snapshot, found: &Result<Route, NotFound>, path: &str
         return Some(pool.settings.api.as_str());
     }
     match path {
-        _ if path.starts_with("/v2/nvcf/") => Some("nvcf"),
+        _ if path.starts_with("/v2/nvcf/") || path.starts_with("/v2/orgs/") => Some("nvcf"),
+        _ if path.starts_with("/v1/nvct/") => Some("nvct"),
         _ if path.starts_with("/v1/cosmos/") => Some("nemo-curator"),
         _ => None,
     }

@@ -136,6 +136,11 @@ pub struct Edit {
 }
 
 impl Edit {
+    /// This text in place of that.
+    pub fn replace(place: Range<usize>, text: String) -> Self {
+        Self { place, text }
+    }
+
     /// Another name for the model.
     pub fn model(document: &Document, name: &str) -> Option<Self> {
         Some(Self { place: document.model_span.clone()?, text: Value::from(name).to_string() })

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pingora_error::{Error, ErrorType, Result};
 
 use super::admit::Source;
+use super::asset::Assets;
 use super::course::Course;
 use super::exchange;
 use super::grpc::Call;
@@ -18,9 +19,11 @@ use crate::catalogue::{Errors, Format};
 use crate::failure::Failure;
 use crate::ids::{OperationIndex, PoolIndex, RequestId};
 use crate::meter::Meter;
+use crate::owner::Owners;
 use crate::quota::{Limiter, Reservation, Standing};
 use crate::record::Trail;
 use crate::route::Life;
+use crate::upstream::EnvelopeId;
 
 /// One request's state. Set once where it can be; the phases read it.
 pub struct RequestContext {
@@ -80,6 +83,16 @@ pub struct RequestContext {
     pub is_begun: bool,
     /// Others who wait for what it asks.
     pub awaited: Awaited,
+    /// What of its body was uploaded.
+    pub assets: Option<Assets>,
+    /// Whose the requests of NVCF are that may be polled.
+    pub owners: Arc<Owners>,
+    /// It polls a request that nobody made through this gateway.
+    pub is_stranger: bool,
+    /// How long the far side may hold it before its answer begins.
+    pub hold: Option<Duration>,
+    /// Reads the name of a request in its answer.
+    pub envelope: Option<EnvelopeId>,
     /// Tokens of its answer that no backend computed for it.
     pub known: u64,
     /// Whether no backend was asked for any of it.
@@ -114,7 +127,7 @@ impl Admitted {
 
 impl RequestContext {
     /// A request that has just arrived.
-    pub fn new(snapshot: Arc<Snapshot>, limiter: Arc<Limiter>) -> Self {
+    pub fn new(snapshot: Arc<Snapshot>, limiter: Arc<Limiter>, owners: Arc<Owners>) -> Self {
         Self {
             started: Instant::now(),
             snapshot,
@@ -144,6 +157,11 @@ impl RequestContext {
             is_opened: false,
             is_begun: false,
             awaited: Awaited::default(),
+            assets: None,
+            owners,
+            is_stranger: false,
+            hold: None,
+            envelope: None,
             known: 0,
             is_known: false,
         }

@@ -62,6 +62,11 @@ impl Course {
         Some(lease)
     }
 
+    /// Where the next attempt goes.
+    pub(super) fn next(&self) -> Option<&Lease> {
+        self.next.as_ref()
+    }
+
     /// Whether another attempt is to be made.
     pub fn goes_on(&self) -> bool {
         self.next.is_some() || self.failed.is_some()
@@ -198,7 +203,7 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
         match &ctx.exchange {
             Some(exchange) => {
                 let judge = Judge::new(&snapshot, &admitted, ctx);
-                exchange.retarget(body, judge, snapshot.pool(admitted.pool).settings.timeouts);
+                exchange.retarget(body, judge, snapshot.pool(admitted.pool).settings.timeouts.holding(ctx.hold));
             }
             None => ctx.course.body = body,
         }

@@ -33,9 +33,25 @@ pub mod results;
 /// Sends requests to the endpoints of one pool.
 pub struct Fetcher {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    scheme: &'static str,
+    is_secure: bool,
     names: Names,
     timeouts: Timeouts,
+}
+
+/// Who is asked.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// What it is called.
+    pub host: String,
+}
+
+impl Peer {
+    /// A leased endpoint.
+    pub fn of(lease: &Lease) -> Self {
+        Self { address: lease.address(), host: lease.endpoint().settings().host.clone() }
+    }
 }
 
 /// An answer whose body may still be on its way.
@@ -44,19 +60,6 @@ pub struct Answer {
     pub header: ResponseHeader,
     /// Its body.
     pub body: Stream,
-}
-
-/// Where a request goes.
-#[derive(Clone)]
-pub struct Target {
-    address: SocketAddr,
-    host: String,
-}
-
-impl From<&Lease> for Target {
-    fn from(lease: &Lease) -> Self {
-        Self { address: lease.address(), host: lease.endpoint().settings().host.clone() }
-    }
 }
 
 /// A body that has to move.
@@ -93,7 +96,13 @@ impl Fetcher {
             .pool_idle_timeout(settings.idle_timeout)
             .http2_only(is_prior)
             .build(connector);
-        Self { client, scheme: if tls.is_some() { "https" } else { "http" }, names, timeouts: settings.timeouts }
+        Self { client, is_secure: tls.is_some(), names, timeouts: settings.timeouts }
+    }
+
+    /// For other hosts that take part in what the pool does: under their own names, and by HTTP/1.
+    pub fn elsewhere(settings: &PoolSettings) -> Self {
+        let tls = settings.tls.clone().map(|tls| TlsSettings { server_name: None, ..tls });
+        Self::new(&PoolSettings { tls, http2: false, ..settings.clone() })
     }
 
     /// Sends a request that was rewritten for the leased endpoint. `end` ends the exchange whatever the pool allows.
@@ -108,7 +117,7 @@ impl Fetcher {
         let total = begun + self.timeouts.total;
         let end = end.map_or(total, |end| end.min(total));
         let first_byte = begun + self.timeouts.connect + self.timeouts.first_byte;
-        self.exchange(header, body, &lease.into(), first_byte, end)
+        self.exchange(header, body, &Peer::of(lease), first_byte, end)
     }
 
     /// The same, with an answer's header expected until `first_byte`.
@@ -116,14 +125,42 @@ impl Fetcher {
         &self,
         header: RequestHeader,
         body: Bytes,
-        to: &Target,
+        peer: &Peer,
         first_byte: Instant,
         end: Instant,
     ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
-        let address = to.address;
-        self.names.note(address, &to.host);
+        self.begin(peer, self.is_secure, header, body, first_byte, end)
+    }
+
+    /// The same for any host that speaks TLS or does not.
+    pub fn send_to(
+        &self,
+        peer: &Peer,
+        is_secure: bool,
+        header: RequestHeader,
+        body: Bytes,
+        end: Option<Instant>,
+    ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
+        let begun = Instant::now();
+        let total = begun + self.timeouts.total;
+        let end = end.map_or(total, |end| end.min(total));
+        self.begin(peer, is_secure, header, body, begun + self.timeouts.connect + self.timeouts.first_byte, end)
+    }
+
+    fn begin(
+        &self,
+        peer: &Peer,
+        is_secure: bool,
+        header: RequestHeader,
+        body: Bytes,
+        first_byte: Instant,
+        end: Instant,
+    ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<> {
+        let address = peer.address;
+        self.names.note(address, &peer.host);
         let path = header.uri.path_and_query().map_or("/", |path| path.as_str());
-        let uri = format!("{}://{address}{path}", self.scheme).parse::<Uri>();
+        let scheme = if is_secure { "https" } else { "http" };
+        let uri = format!("{scheme}://{address}{path}").parse::<Uri>();
         let (client, timeouts) = (self.client.clone(), self.timeouts);
         async move {
             let mut parts: http::request::Parts = header.into();
@@ -164,7 +201,7 @@ impl Stream {
             let Some(piece) = self.next().await? else { return Err(broken(Broken::Truncated)) };
             seen.push_back(piece.clone());
             unpacker.push(piece);
-            first = first.or(unpacker.next().map_err(broken)?);
+            first = first.or(unpacker.piece().map_err(broken)?);
             if let Some(file) = unpacker.file() {
                 break file;
             }
@@ -205,7 +242,7 @@ impl Stream {
         let Some(body) = &mut self.body else { return Ok(None) };
         loop {
             if let Some(unpacker) = &mut self.unpacker {
-                match unpacker.next().map_err(broken)? {
+                match unpacker.piece().map_err(broken)? {
                     Some(piece) => return Ok(Some(piece)),
                     None if unpacker.is_done() => return Ok(None),
                     None => {}

@@ -89,7 +89,7 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
     limits::begin(ctx, &callers.book, caller.id()).await?;
     let (operation, state) = (snapshot.catalogue.operation(index), snapshot.pool(pool));
     ctx.trail.pool = Some(state.settings.name.clone());
-    caller.require_scope(&operation.scope)?;
+    caller.require_any_scope(&operation.scopes)?;
     caller.require_pool(&state.settings.name)?;
     // Streams have no length that could be known beforehand: only what the operator says bounds them.
     let limit = state.settings.body_limit.unwrap_or(usize::MAX);

@@ -14,7 +14,7 @@ use tower::retry::budget::Budget as _;
 
 use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
-use super::fetch::{Answer, Stream};
+use super::fetch::{Answer, Peer, Stream};
 use super::held::Call;
 use super::judge::Judge;
 use super::respond::{self, into_error};
@@ -52,7 +52,9 @@ pub fn settings(ctx: &RequestContext, admitted: &Admitted, payload: &Payload) ->
     let operation = ctx.snapshot.catalogue.operation(admitted.operation);
     let is_whole = matches!(payload, Payload::Buffered(_));
     let hedge = ctx.snapshot.pool(admitted.pool).settings.hedge?;
-    (is_whole && operation.repeatable && !ctx.trail.stream).then_some(hedge)
+    // Of two polls only one would get the answer.
+    let is_fit = is_whole && operation.repeatable && operation.polls.is_none() && !ctx.trail.stream;
+    is_fit.then_some(hedge)
 }
 
 /// Sends the request, answers it, and leaves what it found in the context as the proxy loop does.
@@ -74,7 +76,7 @@ fn send(session: &Session, ctx: &RequestContext, lease: &Lease, body: &Bytes) ->
             pool: admitted.pool,
             request,
             body: body.clone(),
-            to: lease.into(),
+            to: Peer::of(lease),
             end: course::end(ctx, state.settings.timeouts.total),
             progress: Arc::clone(&ctx.progress),
         };

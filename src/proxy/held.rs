@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
-use super::fetch::{Answer, Target};
+use super::fetch::{Answer, Peer};
 use super::snapshot::{PoolState, Snapshot};
 use super::{body, course};
 use crate::failure::Failure;
@@ -119,7 +119,7 @@ pub struct Call {
     /// Its body.
     pub body: Bytes,
     /// The endpoint.
-    pub to: Target,
+    pub to: Peer,
     /// When all its time is over.
     pub end: Instant,
     /// Tells those who watch.
@@ -301,7 +301,7 @@ fn left(end: Instant) -> Duration {
     end.saturating_duration_since(Instant::now())
 }
 
-fn internal(error: Box<pingora_error::Error>) -> Failure {
+fn internal(error: impl std::fmt::Display) -> Failure {
     Failure::Internal(error.to_string())
 }
 

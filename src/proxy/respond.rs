@@ -182,7 +182,9 @@ async fn answer(session: &mut ServerSession, failure: &Failure, ctx: &RequestCon
             header.insert_header(header::WWW_AUTHENTICATE, "Bearer realm=\"nimgate\"")?;
         }
         Failure::Exceeded(exceeded) => limits::advise(&mut header, exceeded)?,
-        Failure::LimitsUnknown | Failure::KeysUnknown => header.insert_header(header::RETRY_AFTER, 1)?,
+        Failure::LimitsUnknown | Failure::KeysUnknown | Failure::RequestsUnknown => {
+            header.insert_header(header::RETRY_AFTER, 1)?;
+        }
         Failure::QueueFull(wait)
         | Failure::CallerQueueFull(wait)
         | Failure::QueueTimeout(wait)

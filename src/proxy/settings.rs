@@ -121,6 +121,12 @@ pub struct PoolSettings {
     pub balance: balance::Tuning,
     /// Asking endpoints for their load; absent when off.
     pub scrape: Option<ScrapeSettings>,
+    /// Media above so many bytes go to NVCF as assets; absent where they stay in the body.
+    pub assets_above: Option<usize>,
+    /// The one domain of its API that it serves; absent for all.
+    pub domain: Option<String>,
+    /// Whether requests may be polled that nobody made through this gateway.
+    pub any_polls: bool,
 }
 
 impl PoolSettings {
@@ -321,6 +327,13 @@ pub struct Timeouts {
     pub between_chunks: Duration,
     /// The whole request.
     pub total: Duration,
+}
+
+impl Timeouts {
+    /// With time for the far side to hold a request, if it does.
+    pub fn holding(self, hold: Option<Duration>) -> Self {
+        Self { first_byte: hold.map_or(self.first_byte, |hold| hold.max(self.first_byte)), ..self }
+    }
 }
 
 /// TLS to the backends.

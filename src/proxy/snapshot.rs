@@ -113,6 +113,7 @@ pub struct PoolState {
     pub copies: Arc<Semaphore>,
     fetcher: OnceLock<Fetcher>,
     results: OnceLock<Results>,
+    store_fetcher: OnceLock<Fetcher>,
     /// Vectors that were asked for before.
     pub vectors: Option<Vectors>,
     /// The compiled schemas of its API under its settings.
@@ -232,6 +233,11 @@ impl PoolState {
         self.results.get_or_init(|| Results::new(&self.settings, wait))
     }
 
+    /// Sends what goes to the object stores of the platform.
+    pub fn store_fetcher(&self) -> &Fetcher {
+        self.store_fetcher.get_or_init(|| Fetcher::elsewhere(&self.settings))
+    }
+
     fn new(
         settings: PoolSettings,
         checks: Arc<HashMap<OperationIndex, Checks>>,
@@ -282,6 +288,7 @@ impl PoolState {
             copies,
             fetcher: OnceLock::new(),
             results: OnceLock::new(),
+            store_fetcher: OnceLock::new(),
             vectors: vectors(&settings, catalogue, before),
             checks,
             authorities: wrapped,
@@ -439,10 +446,12 @@ fn route_settings(catalogue: &Catalogue, pools: &[PoolState]) -> crate::route::S
         method: o.method.clone(),
         path: o.path.clone(),
         by_model: o.routes_by_model,
+        domain: o.domain.clone(),
     });
     let pools = pools.iter().map(|p| PoolEntry {
         name: p.settings.name.clone(),
         api: p.settings.api.clone(),
+        domain: p.settings.domain.clone(),
         default: p.settings.default,
         models: p.settings.models.clone(),
         behind: p.settings.spill.to.iter().copied().chain(p.settings.shadow.map(|shadow| shadow.pool)).collect(),

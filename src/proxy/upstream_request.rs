@@ -100,6 +100,10 @@ pub fn rewrite(
     for (name, value) in &state.settings.inject {
         request.insert_header(name, value.clone())?;
     }
+    if let Some(assets) = ctx.assets.as_ref().filter(|assets| assets.pool() == admitted.pool) {
+        request.insert_header("nvcf-input-asset-references", assets.listed())?;
+        request.insert_header("nvcf-function-asset-ids", assets.listed())?;
+    }
     Ok(())
 }
 

@@ -81,6 +81,8 @@ impl Front {
         };
         if faults.has(Fault::Cut) {
             watch.settle();
+            // What is left unread would make it a reset.
+            let _ = body::discard(request.into_body()).await;
             return Err(Cut);
         }
         let asked = request.headers().clone();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::nvcf::Nvcf;
 use super::nvcf_function::{Function, QUEUED_FUNCTION, QUEUED_REQUEST};
 use super::reply::{self, Refused, Shape};
-use super::{body, lock, uuid};
+use super::{body, lock, nvct, uuid};
 
 /// How long an asset's upload URL stays valid, in seconds.
 const UPLOAD_SECONDS: i64 = 35 * 60;
@@ -36,6 +36,7 @@ pub(super) fn routes() -> Router<Arc<Nvcf>> {
         .nest("/v2/nvcf", calls())
         .nest("/v2/orgs/{org}/nvcf", calls())
         .nest("/v2/orgs/{org}/teams/{team}/nvcf", calls())
+        .merge(nvct::routes())
         .layer(middleware::from_fn(add_instance))
 }
 
@@ -51,6 +52,8 @@ fn calls() -> Router<Arc<Nvcf>> {
         .route("/queues/functions/{function}", get(queues))
         .route("/queues/functions/{function}/versions/{version}", get(queues))
         .route("/queues/{id}/position", get(position))
+        .route("/clusterGroups", get(cluster_groups))
+        .route("/supportedGpus", get(supported_gpus))
         .route("/assets", get(assets).post(create_asset))
         .route("/assets/{id}", get(asset).delete(delete_asset))
         .route("/tokens/functions", post(token))
@@ -200,6 +203,16 @@ async fn position(State(nvcf): State<Arc<Nvcf>>, Path(ids): Path<Ids>) -> Answer
     } else {
         refuse(StatusCode::NOT_FOUND, &format!("Request '{}' not found", ids.id))
     })
+}
+
+async fn cluster_groups() -> Response {
+    let group = json!({"id": "sim-group", "name": "sim", "ncaId": "sim-nca",
+                       "gpus": [{"name": "L40", "instanceTypes": [{"name": "sim.gpu", "default": true}]}]});
+    reply::json(StatusCode::OK, &json!({"clusterGroups": [group]}))
+}
+
+async fn supported_gpus() -> Response {
+    reply::json(StatusCode::OK, &json!({"gpus": [{"name": "L40", "instanceTypes": [{"name": "sim.gpu"}]}]}))
 }
 
 async fn assets(State(nvcf): State<Arc<Nvcf>>) -> Response {

@@ -88,14 +88,14 @@ impl Unpacker {
         matches!(self.state, State::Done)
     }
 
-    /// Takes the next bytes of the archive in, after [`Self::next`] has nothing more of those before.
+    /// Takes the next bytes of the archive in, after [`Self::piece`] has nothing more of those before.
     pub fn push(&mut self, bytes: Bytes) {
         self.input = bytes;
     }
 
     /// The next piece of the file, of 64 KiB at most where it was packed; none when more of the archive is needed, or the
     /// file is over.
-    pub fn next(&mut self) -> Result<Option<Bytes>, Broken> {
+    pub fn piece(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
             let piece = match &mut self.state {
                 State::Header => {
@@ -276,7 +276,7 @@ mod tests {
         let (mut unpacker, mut out) = (Unpacker::new(most), Vec::new());
         for piece in archive.chunks(step) {
             unpacker.push(Bytes::copy_from_slice(piece));
-            while let Some(piece) = unpacker.next()? {
+            while let Some(piece) = unpacker.piece()? {
                 out.push(piece);
             }
         }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::support::{Answer, Gateway, Kind, Simulator, simulator};
 
 /// The pools' APIs, and the simulator behind each.
-const APIS: [(&str, Kind); 8] = [
+const APIS: [(&str, Kind); 9] = [
     ("nim-llm", Kind::Llm),
     ("nim-vlm", Kind::Vlm),
     ("cosmos-predict", Kind::CosmosPredict),
@@ -15,6 +15,7 @@ const APIS: [(&str, Kind); 8] = [
     ("nim-embedding", Kind::Embedding),
     ("nim-reranking", Kind::Reranking),
     ("nvcf", Kind::Nvcf),
+    ("nvct", Kind::Nvcf),
     ("nemo-curator", Kind::Curator),
 ];
 
@@ -111,7 +112,7 @@ pub async fn gateway() -> Running {
                 "url_input: '{url_input}'\nhealth: {{enabled: false}}\ncredential: {{secret: {{file: upstream.key}}}}\n"
             );
             match api {
-                "nvcf" => yaml += "kind: nvcf\n",
+                "nvcf" | "nvct" => yaml += "kind: nvcf\npolls: any\n",
                 "nemo-curator" => yaml += "kind: ngc\n",
                 _ => {}
             }

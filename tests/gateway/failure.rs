@@ -23,7 +23,7 @@ const UNKNOWN_FUNCTION: &str = "00000000-0000-4000-8000-0000000000ff";
 const MODEL: &str = "meta/llama-3.1-8b-instruct";
 
 /// Labels that no request can produce from outside, each with the reason. Their text is tested where it is made.
-const UNREACHABLE: [(&str, &str); 8] = [
+const UNREACHABLE: [(&str, &str); 9] = [
     ("function_unknown", "needs a call of gRPC: tests/gateway/grpc.rs has it"),
     ("internal_error", "a defect of the gateway: none is known, and a test that finds one must fail instead"),
     ("keys_unknown", "needs a Redis that was never read: tests/gateway/admin has it"),
@@ -31,6 +31,7 @@ const UNREACHABLE: [(&str, &str); 8] = [
     ("not_started", "needs a function without instances: tests/gateway/held.rs has it"),
     ("not_finished", "needs a function that is slow: tests/gateway/held.rs has it"),
     ("result_lost", "needs a platform that loses answers: tests/gateway/held.rs has it"),
+    ("requests_unknown", "needs a Redis that is away: tests/gateway/native.rs has it"),
     ("not_cached", "needs a pool that keeps vectors: tests/gateway/cache.rs has it"),
 ];
 
@@ -402,6 +403,11 @@ async fn routes(world: &mut World) {
     world
         .refuses("unknown NVCF path", missing("path_not_found", Dialect::Problem), |w| {
             w.gateway.get("/v2/nvcf/nothing")
+        })
+        .await;
+    world
+        .refuses("a request of nobody", missing("request_not_found", Dialect::Problem), |w| {
+            w.gateway.get(&format!("/v2/nvcf/pexec/status/{UNKNOWN_FUNCTION}"))
         })
         .await;
     world

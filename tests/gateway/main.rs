@@ -11,6 +11,7 @@
 mod support;
 
 mod admin;
+mod asset;
 mod balance;
 mod blame;
 mod body;
@@ -26,6 +27,7 @@ mod held;
 mod http2;
 mod input;
 mod life;
+mod native;
 mod pace;
 mod path;
 mod queue;

@@ -18,8 +18,10 @@ fn replica(backend: &Simulator, redis: &str, limits: &str, on_outage: &str) -> S
 }
 
 fn replica_with(backend: &Simulator, redis: &str, limits: &str, on_outage: &str) -> Setup {
+    // What else is asked of the backend would count as in flight there.
+    let quiet = "models: [{id: meta/llama-3.1-8b-instruct}]\nhealth: {enabled: false}\nmetrics: {enabled: false}";
     Gateway::setup()
-        .chat(&[&backend.url()])
+        .pool("chat", "nim-llm", quiet, &[&backend.url()])
         .key(LIMITED, &format!("limits: {limits}"))
         .top(&format!("redis: {{{redis}}}\nquotas: {{on_outage: {on_outage}, replicas: 4, write_every_ms: 100}}"))
 }

@@ -23,14 +23,14 @@ use crate::{balance, route, schema, upstream};
 impl Resolver<'_> {
     pub(super) fn pools(&mut self, file: &file::File, catalogue: Option<&Catalogue>) -> Vec<PoolSettings> {
         let mut names: HashSet<&str> = HashSet::new();
-        let mut defaults: HashSet<&str> = HashSet::new();
+        let mut defaults: HashSet<(&str, Option<&str>)> = HashSet::new();
         let mut resolved = Vec::new();
         for (at, pool) in file.pools.iter().enumerate() {
             let pointer = format!("/pools/{at}");
             if !names.insert(&pool.name) {
                 self.mistake(&format!("{pointer}/name"), format!("another pool is named {} already", pool.name));
             }
-            if pool.default && !defaults.insert(&pool.api) {
+            if pool.default && !defaults.insert((&pool.api, pool.domain.as_deref())) {
                 let reason = format!("the API {} has a default pool already", pool.api);
                 self.mistake(&format!("{pointer}/default"), reason);
             }
@@ -87,6 +87,12 @@ impl Resolver<'_> {
             return;
         };
         let by_model = api.operations.iter().any(|o| catalogue.operation(*o).routes_by_model);
+        let has =
+            |domain: &String| api.operations.iter().any(|o| catalogue.operation(*o).domain.as_ref() == Some(domain));
+        if pool.domain.as_ref().is_some_and(|domain| !has(domain)) {
+            let reason = format!("no operation of the API {} is of this domain", pool.api);
+            self.mistake(&format!("{pointer}/domain"), reason);
+        }
         if by_model && pool.models.is_empty() {
             self.mistake(pointer, format!("requests of the API {} name a model; list the pool's models", pool.api));
         }
@@ -155,6 +161,9 @@ impl Resolver<'_> {
             shadow: self.shadow(pointer, pool, file),
             cache: pool.cache.enabled.then(|| cache(&pool.cache)),
             balance: tuning(pool),
+            assets_above: self.assets_above(pointer, pool),
+            domain: pool.domain.clone(),
+            any_polls: pool.polls == file::Polls::Any,
             scrape: pool.metrics.enabled.unwrap_or(pool.kind == file::Kind::Nim).then(|| ScrapeSettings {
                 path: pool.metrics.path.clone(),
                 interval: ms(pool.metrics.interval_ms),
@@ -163,6 +172,14 @@ impl Resolver<'_> {
                 in_answers: pool.metrics.in_answers,
             }),
         }
+    }
+
+    fn assets_above(&mut self, pointer: &str, pool: &file::Pool) -> Option<usize> {
+        let assets = pool.assets.as_ref()?;
+        if !pool.function.as_ref().is_some_and(|function| matches!(function.invocation, file::Invocation::Pexec)) {
+            self.mistake(&format!("{pointer}/assets"), "only a function that is invoked by pexec takes assets");
+        }
+        Some(assets.above_kib * 1024)
     }
 
     /// A cache needs to know what vectors follow from.
@@ -238,6 +255,9 @@ impl Resolver<'_> {
             Some(at) if file.pools[at].api != pool.api => {
                 let reason = format!("the pool {name} serves the API {}, this one {}", file.pools[at].api, pool.api);
                 self.mistake(pointer, reason);
+            }
+            Some(at) if file.pools[at].domain != pool.domain => {
+                self.mistake(pointer, format!("the pool {name} serves another domain of the API"));
             }
             Some(_) => {}
         }

@@ -113,7 +113,7 @@ fn kind_of(first: Option<&Bytes>) -> &'static str {
 }
 
 /// Whether an address can be reached from everywhere.
-fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
         IpAddr::V6(v6) => match v6.to_ipv4_mapped().or_else(|| translated(v6)) {

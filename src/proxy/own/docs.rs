@@ -37,7 +37,7 @@ fn operation(html: &mut String, operation: &Operation, document: &Value) {
     let text = |key: &str| escape(source.and_then(|s| s.get(key)?.as_str()).unwrap_or_default());
     html.push_str(&format!(
         "<details><summary><span class=m>{}</span> <code>{}</code> {}</summary><p>{}</p><p>Scope <code>{}</code>, body up to {} MiB.</p>",
-        operation.method, escape(&operation.path), text("summary"), text("description"), escape(&operation.scope), operation.body_limit / 1024 / 1024,
+        operation.method, escape(&operation.path), text("summary"), text("description"), escape(&operation.scopes.join(" or ")), operation.body_limit / 1024 / 1024,
     ));
     let mut rules = Vec::new();
     let components = document.get("components").unwrap_or(&Value::Null);
