@@ -26,7 +26,7 @@ mod port;
 pub const KEY: &str = "ngk_test_0123456789abcdef";
 
 /// How long a condition may take to become true.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a gateway is started with.
 #[derive(Default)]
