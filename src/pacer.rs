@@ -79,7 +79,15 @@ async fn exchange(link: &mut Link, key: &str, pace: &Pace) -> redis::RedisResult
             call.arg("").arg(0).arg(0).arg(KEPT);
         }
     }
-    let reply: Vec<String> = call.invoke_async(link).await?;
+    let reply: Vec<String> = match call.invoke_async(link).await {
+        Ok(reply) => reply,
+        Err(error) => {
+            if own.is_some_and(|(_, is_news)| is_news) {
+                pace.untold();
+            }
+            return Err(error);
+        }
+    };
     let [base, age, closed] = &reply[..] else { return Ok(()) };
     let (Ok(base), Ok(age), Ok(closed)) = (base.parse::<f64>(), age.parse(), closed.parse()) else { return Ok(()) };
     let lesson = Lesson { base, age: Duration::from_micros(age), closed: Duration::from_micros(closed) };

@@ -313,7 +313,7 @@ impl ProxyHttp for Gateway {
         ctx.trail.status =
             written.filter(|s| *s >= 200).unwrap_or_else(|| ctx.trail.failure.as_ref().map_or(0, Failure::status));
         if ctx.trail.nvcf_id.is_none() {
-            ctx.trail.nvcf_id = ctx.progress.id().map(str::to_owned);
+            ctx.trail.nvcf_id = ctx.progress.as_ref().and_then(|progress| progress.id()).map(str::to_owned);
         }
         ctx.trail.client = session.client_addr().map(ToString::to_string);
         self.recorder.end(&ctx.trail, &ctx.request_id, ctx.started.elapsed(), session.req_header());

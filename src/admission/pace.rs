@@ -177,6 +177,11 @@ impl Pace {
         Some((lesson, std::mem::take(&mut state.is_news)))
     }
 
+    /// What was learned last did not reach the others.
+    pub fn untold(&self) {
+        self.state().is_news = true;
+    }
+
     /// Takes in what another replica learned, if that is newer.
     pub fn learn(&self, lesson: Lesson, now: Instant) {
         let mut state = self.state();
@@ -299,6 +304,8 @@ mod tests {
         one.refused(now, at, Some(5 * SECOND));
         let (lesson, is_news) = one.lesson(at).unwrap();
         assert!(is_news && !one.lesson(at).unwrap().1);
+        one.untold();
+        assert!(one.lesson(at).unwrap().1, "told again");
         other.learn(lesson, at + SECOND);
         assert_eq!(other.take(at + SECOND), Err(at + 6 * SECOND));
         let stale = Lesson { base: 1000.0, age: 50 * SECOND, closed: Duration::ZERO };

@@ -70,7 +70,7 @@ pub struct RequestContext {
     /// Endpoints that could not be reached, by name.
     pub unreached: Vec<String>,
     /// How a call that NVCF holds goes.
-    pub progress: Arc<Progress>,
+    pub progress: Option<Arc<Progress>>,
     /// The exchange in place of the client's session.
     pub exchange: Option<exchange::Handle>,
     /// Body bytes that streamed through.
@@ -150,7 +150,7 @@ impl RequestContext {
             pause: None,
             lost: None,
             unreached: Vec::new(),
-            progress: Arc::default(),
+            progress: None,
             exchange: None,
             streamed: 0,
             event_stream: false,

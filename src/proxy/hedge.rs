@@ -20,7 +20,7 @@ use super::judge::Judge;
 use super::respond::{self, into_error};
 use super::settings::HedgeSettings;
 use super::snapshot::PoolState;
-use super::{accept, course, limits, load, upstream_request};
+use super::{accept, course, held, limits, load, upstream_request};
 use crate::admission::Pass;
 use crate::balance::{Ask, Lease, now};
 use crate::failure::Failure;
@@ -78,7 +78,7 @@ fn send(session: &Session, ctx: &RequestContext, lease: &Lease, body: &Bytes) ->
             body: body.clone(),
             to: Peer::of(lease),
             end: course::end(ctx, state.settings.timeouts.total),
-            progress: Arc::clone(&ctx.progress),
+            progress: ctx.progress.clone().unwrap_or_default(),
         };
         return Ok(Box::pin(call.run()));
     }
@@ -99,6 +99,9 @@ pub(super) async fn first_answer(
         let Some(lease) = ctx.course.take_next() else { return Err(Failure::Internal("no endpoint".into())) };
         ctx.trail.attempts += 1;
         ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
+        if state.settings.kind.function().is_some() {
+            ctx.progress.get_or_insert_default();
+        }
         let sent = send(session, ctx, &lease, &body)?;
         ctx.lease = Some(lease);
         match race(session, ctx, state, sent, &body).await? {
@@ -135,7 +138,7 @@ async fn race(
     let mut second: Option<Second> = None;
     // Its client left, but others wait for the same.
     let mut is_left = false;
-    let progress = Arc::clone(&ctx.progress);
+    let progress = ctx.progress.clone();
     loop {
         let is_hedged = second.is_some();
         let other = async {
@@ -148,7 +151,7 @@ async fn race(
             biased;
             answer = &mut first => Event::First(answer),
             answer = other, if is_hedged => Event::Second(answer),
-            () = progress.news.notified() => Event::News,
+            () = held::news(progress.as_deref()) => Event::News,
             () = tokio::time::sleep_until(slow.unwrap_or_else(Instant::now)), if slow.is_some() => Event::Slow,
             left = session.as_mut().read_body_or_idle(true), if !is_left => {
                 if left.is_err() { Event::Left } else { continue }

@@ -4,7 +4,7 @@
 //! as the caller waits, and never sends the request a second time; the other is fetched. Whoever drops the call cancels
 //! it: NVCF stops what nobody waits for.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,12 +43,10 @@ const REFUSAL: usize = 64 * 1024;
 pub struct Progress {
     /// Percent done, as the container says, and one more; 0 for nothing said.
     percent: AtomicU8,
-    /// Questions after the first.
-    polls: AtomicU32,
     /// NVCF's id of the request.
     id: OnceLock<String>,
     /// Something was said.
-    pub news: Notify,
+    news: Notify,
 }
 
 impl Progress {
@@ -57,14 +55,17 @@ impl Progress {
         self.percent.load(Ordering::Relaxed).checked_sub(1)
     }
 
-    /// Questions after the first.
-    pub fn polls(&self) -> u32 {
-        self.polls.load(Ordering::Relaxed)
-    }
-
     /// NVCF's id of the request.
     pub fn id(&self) -> Option<&str> {
         self.id.get().map(String::as_str)
+    }
+}
+
+/// Waits for news of a call, for ever where there is none.
+pub async fn news(progress: Option<&Progress>) {
+    match progress {
+        Some(progress) => progress.news.notified().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -193,7 +194,6 @@ impl Call {
             }
             let seconds = hold::seconds(left(self.end).saturating_sub(SOONER).min(function.wait.hold));
             request.insert_header(POLL_SECONDS, seconds.to_string()).map_err(internal)?;
-            self.progress.polls.fetch_add(1, Ordering::Relaxed);
             let begun = Instant::now();
             let held = Duration::from_secs(seconds);
             let first_byte = begun + held + hold::GRACE + MARGIN;

@@ -231,7 +231,7 @@ const PROGRESS: &str = "x-nimgate-progress";
 pub async fn progress(session: &mut Session, ctx: &RequestContext) -> Result<()> {
     let asked = session.req_header().headers.get(PROGRESS);
     let is_asked = asked.is_some_and(|asked| asked.as_bytes().eq_ignore_ascii_case(b"interim"));
-    let Some(percent) = ctx.progress.percent() else { return Ok(()) };
+    let Some(percent) = ctx.progress.as_ref().and_then(|progress| progress.percent()) else { return Ok(()) };
     if !is_asked || session.req_header().version != http::Version::HTTP_11 {
         return Ok(());
     }
@@ -263,7 +263,7 @@ pub fn decorate(header: &mut ResponseHeader, ctx: &RequestContext) -> Result<()>
     {
         header.insert_header(header::RETRY_AFTER, limits::ceiling(closed).max(1))?;
     }
-    if let Some(percent) = ctx.progress.percent() {
+    if let Some(percent) = ctx.progress.as_ref().and_then(|progress| progress.percent()) {
         header.insert_header(PROGRESS, percent.to_string())?;
     }
     if let Some(queued) = ctx.trail.queued {

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use super::STATUS;
+
 /// The longest hold that NVCF takes; more is refused.
 pub const LONGEST: Duration = Duration::from_secs(3600);
 /// NVCF answers so much later than the hold says, at most.
@@ -26,7 +28,7 @@ pub fn status_path(id: &str) -> Option<String> {
     let is_hex = |part: &str, length: usize| part.len() == length && part.bytes().all(|b| b.is_ascii_hexdigit());
     let mut parts = id.split('-');
     let is_uuid = [8, 4, 4, 4, 12].into_iter().all(|length| parts.next().is_some_and(|part| is_hex(part, length)));
-    (is_uuid && parts.next().is_none()).then(|| format!("/v2/nvcf/pexec/status/{id}"))
+    (is_uuid && parts.next().is_none()).then(|| format!("{STATUS}{id}"))
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use std::time::Duration;
 use http::{HeaderMap, header};
 use serde_json::Value;
 
+use super::hold;
+
 /// How long NVCF holds a request that does not say.
 const HOLD: u64 = 60;
 /// The same for one that asks for nothing but a stream.
 const STREAM_HOLD: u64 = 1200;
-/// The longest hold that there is.
-const LONGEST: u64 = 3600;
 /// What the far side and the way back take beyond the hold.
 const MARGIN: Duration = Duration::from_secs(7);
 /// Longest text that is kept of an envelope.
@@ -23,7 +23,7 @@ pub fn held_for(headers: &HeaderMap, envelope: Option<&Value>) -> Duration {
     let enclosed = || envelope?.pointer("/requestHeader/pollDurationSeconds")?.as_u64();
     let streams = text(header::ACCEPT.as_str()) == Some("text/event-stream");
     let seconds = stated.or_else(enclosed).unwrap_or(if streams { STREAM_HOLD } else { HOLD });
-    Duration::from_secs(seconds.clamp(1, LONGEST)) + MARGIN
+    Duration::from_secs(seconds.clamp(1, hold::LONGEST.as_secs())) + MARGIN
 }
 
 /// Finds the `reqId` of an envelope while it passes, in constant memory.
