@@ -19,7 +19,7 @@ use pingora_core::services::background::{BackgroundService, background_service};
 use pingora_core::services::listening::Service;
 use pingora_proxy::http_proxy;
 use tokio::net::TcpSocket;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::access_log::AccessLog;
@@ -51,7 +51,7 @@ const KEPT_CONNECTIONS: usize = 1024;
 /// Serves until a signal ends it. `path` is the file to reload from; `ready` runs once everything listens.
 pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 'static) -> Result<()> {
     // Before anything listens: whoever sees this process serve may change its files at once, and tell it so.
-    heed_hangup()?;
+    let hangup = heed_hangup()?;
     let seen = reload::print(&config.files);
     let access_log = access_log(&config)?;
     let telemetry = Arc::new(Telemetry::new(access_log.dropped())?);
@@ -133,8 +133,17 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let (stop, stopped) = watch::channel(false);
     let (working, done) = mpsc::channel(1);
     let background = Background { limits, directory, purges, snapshot: paced, stopped, working };
-    let parts =
-        Parts { reloader, asked, state, socket: admin_socket, ask, ready: Box::new(ready), listeners, background };
+    let parts = Parts {
+        reloader,
+        asked,
+        state,
+        socket: admin_socket,
+        ask,
+        ready: Box::new(ready),
+        listeners,
+        background,
+        hangup,
+    };
     let mut control = background_service("control", Control { parts: Mutex::new(Some(parts)) });
     // One may be busy with a page of usage while the other asks Redis for leases.
     control.threads = Some(2);
@@ -303,13 +312,14 @@ struct Parts {
     ready: Box<dyn FnOnce() + Send>,
     listeners: Vec<ListenerSettings>,
     background: Background,
+    hangup: Signal,
 }
 
 #[async_trait]
 impl BackgroundService for Control {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         let Some(parts) = self.parts.lock().await.take() else { return };
-        let Parts { reloader, asked, state, socket, ask, ready, listeners, background } = parts;
+        let Parts { reloader, asked, state, socket, ask, ready, listeners, background, hangup } = parts;
         let snapshot = Arc::clone(&reloader.snapshot);
         background.start();
         let admin = match socket.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(socket)) {
@@ -324,7 +334,7 @@ impl BackgroundService for Control {
         tokio::select! {
             result = async { admin.await } => tracing::error!(?result, "the admin listener ended"),
             () = reloader.run(asked) => {}
-            () = reload_on_hangup(ask) => {}
+            () = reload_on_hangup(ask, hangup) => {}
             () = announce => {}
             () = resize(snapshot) => {}
             _ = shutdown.changed() => {}
@@ -355,16 +365,14 @@ async fn await_listeners(listeners: &[ListenerSettings]) {
     }
 }
 
-/// Has SIGHUP no longer end the process. A handler stays where it is put.
-fn heed_hangup() -> Result<()> {
+/// Has SIGHUP no longer end the process, and notes it from now on: whoever reads the notes later misses none.
+fn heed_hangup() -> Result<Signal> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
-    drop(signal(SignalKind::hangup())?);
-    Ok(())
+    Ok(signal(SignalKind::hangup())?)
 }
 
-async fn reload_on_hangup(ask: Ask) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return std::future::pending().await };
+async fn reload_on_hangup(ask: Ask, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         let (answer, _) = oneshot::channel();
         let _ = ask.send(answer).await;
