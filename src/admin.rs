@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::{Request, State as Extract};
 use axum::handler::Handler;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -22,12 +22,12 @@ use crate::balance::{self, Standing};
 use crate::cache::Purges;
 use crate::config::SecretText;
 use crate::directory::Directory;
+use crate::observe::Observer;
 use crate::proxy::snapshot::{PoolState, Snapshot};
 use crate::quota::Limiter;
-use crate::quota::limit::Metric;
 use crate::reload::Ask;
 use crate::store::Store;
-use crate::telemetry::{Limits, Telemetry};
+use crate::telemetry::page::Format;
 
 mod document;
 mod groups;
@@ -49,8 +49,8 @@ pub struct State {
     pub limiter: Arc<Limiter>,
     /// Redis, where there is one.
     pub store: Option<Store>,
-    /// The instruments.
-    pub telemetry: Arc<Telemetry>,
+    /// The metrics.
+    pub observer: Arc<Observer>,
     /// Stopping.
     pub draining: Arc<AtomicBool>,
     /// Asks for a reload.
@@ -180,37 +180,10 @@ async fn ready(Extract(state): Extract<State>) -> Response {
     (status, Json(page)).into_response()
 }
 
-async fn metrics(Extract(state): Extract<State>) -> Response {
-    let snapshot = state.snapshot.load();
-    let endpoints = snapshot.pools.iter().flat_map(|pool| {
-        let name = pool.settings.name.as_str();
-        let endpoint = |e: &Arc<balance::Endpoint>| {
-            let healthy = e.health().is_healthy();
-            (name, e.name().to_owned(), e.in_flight(), healthy)
-        };
-        pool.pool.endpoints().iter().map(endpoint).collect::<Vec<_>>()
-    });
-    let waiting = snapshot.pools.iter().map(|pool| (pool.settings.name.as_str(), pool.gate.view().waiting));
-    let caches = snapshot.pools.iter().filter_map(vectors::kept);
-    match state.telemetry.page(endpoints, waiting, &limits(&state), caches) {
-        Ok(page) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], page).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-/// What limits did so far.
-fn limits(state: &State) -> Limits {
-    let stats = state.limiter.stats();
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let refused = Metric::ALL.iter().zip(&stats.refused).map(|(metric, count)| (metric.word(), read(count)));
-    Limits {
-        checks: [("local", read(&stats.local)), ("waited", read(&stats.waited)), ("away", read(&stats.away))],
-        refused: refused.chain([("unknown", read(&stats.unknown))]).collect(),
-        round_trips: read(&stats.round_trips),
-        failures: read(&stats.failures),
-        is_up: state.limiter.is_away().map(|away| !away),
-        replicas: state.limiter.replicas(),
-    }
+async fn metrics(Extract(state): Extract<State>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept);
+    ([(header::CONTENT_TYPE, format.media_type())], state.observer.page(format)).into_response()
 }
 
 /// How an endpoint stands: times in seconds, work in tokens or items.
@@ -299,7 +272,7 @@ async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "generation": snapshot.generation,
         "draining": state.draining.load(Ordering::Relaxed),
-        "in_flight": state.telemetry.in_flight(),
+        "in_flight": state.observer.telemetry.in_flight(),
         "pools": snapshot.pools.iter().map(pool).collect::<Vec<_>>(),
     }))
 }

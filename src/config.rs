@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::proxy::settings::{ListenerSettings, Settings};
+use crate::telemetry::Bounds;
 use crate::{quota, store};
 
 mod callers;
@@ -31,6 +32,8 @@ pub struct Config {
     pub access_log: file::LogTarget,
     /// Access-log lines waiting to be written.
     pub access_log_queue: usize,
+    /// How many names have series of their own. Not reloaded.
+    pub metric_bounds: Bounds,
     /// How often files are looked at; absent when they are not watched.
     pub watch: Option<Duration>,
     /// Time in which new requests are still taken while stopping.

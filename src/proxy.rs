@@ -53,7 +53,8 @@ use crate::cache::Purges;
 use crate::failure::Failure;
 use crate::owner::Owners;
 use crate::quota::Limiter;
-use crate::record::Recorder;
+use crate::record::{Finished, Recorder};
+use crate::trace::{self, Context, Trace};
 use crate::upstream::{Kind, Ran};
 
 /// The gateway as pingora drives it.
@@ -88,6 +89,12 @@ impl ProxyHttp for Gateway {
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
         edge::header_arrived(session.client_addr().and_then(|a| a.as_inet()).copied());
         self.recorder.begin();
+        if self.recorder.takes_traces() {
+            let headers = &session.req_header().headers;
+            let header = |name: &str| headers.get(name).map(http::HeaderValue::as_bytes);
+            let context = Context::read(header("traceparent"), header("tracestate"));
+            ctx.trail.trace = Some(Box::new(Trace::begin(context, &ctx.snapshot.sampling)));
+        }
         let client = &ctx.snapshot.client;
         let server_session = session.as_mut();
         // A client that asked for the connection to be closed keeps its will.
@@ -126,7 +133,11 @@ impl ProxyHttp for Gateway {
                     body::invite(session.as_mut()).await.map_err(respond::into_error)?;
                 }
                 shadow::copy(session, ctx, &admitted, &payload, &self.recorder);
+                let since = std::time::Instant::now();
                 let carried = asset::upload(session.as_mut(), ctx, &mut admitted, payload, &self.recorder).await;
+                if let Some(trace) = ctx.trail.trace.as_mut().filter(|_| ctx.assets.is_some() || carried.is_err()) {
+                    trace.note(trace::Kind::Upload, since);
+                }
                 let payload = carried.map_err(respond::into_error)?;
                 if hedge::settings(ctx, &admitted, &payload).is_some() || held::is_for(ctx, &admitted, &payload) {
                     if self.draining.load(Ordering::Relaxed) {
@@ -258,6 +269,9 @@ impl ProxyHttp for Gateway {
                 stream::end(ctx, body).map_err(respond::into_error)?;
             }
         }
+        if ctx.event_stream && body.as_ref().is_some_and(|body| !body.is_empty()) {
+            self.recorder.piece(ctx.started, &mut ctx.trail, &mut ctx.pieces);
+        }
         native::read(ctx, body.as_ref());
         ctx.trail.response_bytes += body.as_ref().map_or(0, Bytes::len);
         Ok(None)
@@ -316,7 +330,15 @@ impl ProxyHttp for Gateway {
             ctx.trail.nvcf_id = ctx.progress.as_ref().and_then(|progress| progress.id()).map(str::to_owned);
         }
         ctx.trail.client = session.client_addr().map(ToString::to_string);
-        self.recorder.end(&ctx.trail, &ctx.request_id, ctx.started.elapsed(), session.req_header());
+        let operation = ctx.admitted.as_ref().map(|admitted| ctx.snapshot.catalogue.operation(admitted.operation));
+        self.recorder.end(&mut Finished {
+            trail: &mut ctx.trail,
+            request_id: &ctx.request_id,
+            total: ctx.started.elapsed(),
+            request: session.req_header(),
+            route: operation.map(|operation| operation.path.as_str()),
+            sampling: &ctx.snapshot.sampling,
+        });
         let client = &ctx.snapshot.client;
         edge::await_header(client.keepalive_timeout + client.header_timeout);
     }
@@ -343,6 +365,9 @@ fn accept(ctx: &mut RequestContext, header: &mut ResponseHeader) {
     ctx.trail.first_byte = Some(ctx.started.elapsed());
     ctx.is_begun = true;
     ctx.trail.status = header.status.as_u16();
+    if let (Some(trace), Some(endpoint)) = (&mut ctx.trail.trace, &ctx.trail.endpoint) {
+        trace.answered(endpoint, header.status.as_u16());
+    }
     if header.status.as_u16() < 400 {
         course::accepted(ctx);
     }

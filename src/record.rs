@@ -1,10 +1,11 @@
 //! Record: one row per request, into the access log and the metrics.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use http::request::Parts;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use serde::Serialize;
 
 use crate::access_log::AccessLog;
@@ -12,7 +13,10 @@ use crate::auth::Caller;
 use crate::failure::Failure;
 use crate::ids::{ApiName, ModelId, PoolName, RequestId};
 use crate::quota::limit::NANO;
-use crate::telemetry::{Ended, Telemetry};
+use crate::telemetry::{Ended, Pieces, Telemetry};
+use crate::trace::{Sampling, Trace};
+
+mod spans;
 
 /// Tokens of a request.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +102,10 @@ pub struct Trail {
     pub attempts: u32,
     /// NVCF's own id of the request, by which its logs name it.
     pub nvcf_id: Option<String>,
+    /// From the request's header to the end of its body, where that was read first.
+    pub received: Option<Duration>,
+    /// From then to the first attempt, without the wait for a place.
+    pub overhead: Option<Duration>,
     /// How long it waited for a place.
     pub queued: Option<Duration>,
     /// That it ran in another pool than its own.
@@ -112,6 +120,8 @@ pub struct Trail {
     pub grpc: Option<u16>,
     /// From the request's header to the header of the backend's answer.
     pub first_byte: Option<Duration>,
+    /// From the request's header to the first piece of a streamed answer.
+    pub first_chunk: Option<Duration>,
     /// Bytes of the request body.
     pub request_bytes: usize,
     /// Bytes of the answer's body.
@@ -122,12 +132,46 @@ pub struct Trail {
     pub spend: Option<u64>,
     /// What went wrong.
     pub failure: Option<Failure>,
+    /// What it went through, where traces are exported.
+    pub trace: Option<Box<Trace>>,
 }
+
+impl Trail {
+    /// An attempt at an endpoint is over, while the request goes on.
+    pub fn over(&mut self, endpoint: &str, error: Option<&'static str>) {
+        self.trace.iter_mut().for_each(|trace| trace.over(endpoint, error));
+    }
+
+    /// The next attempt is made for this reason.
+    pub fn again(&mut self, reason: &'static str) {
+        self.trace.iter_mut().for_each(|trace| trace.again(reason));
+    }
+}
+
+/// A request that has ended.
+pub struct Finished<'a> {
+    /// What was found out about it.
+    pub trail: &'a mut Trail,
+    /// Its id.
+    pub request_id: &'a RequestId,
+    /// How long it took.
+    pub total: Duration,
+    /// Its header.
+    pub request: &'a Parts,
+    /// The template of its path.
+    pub route: Option<&'a str>,
+    /// Which traces are exported.
+    pub sampling: &'a Sampling,
+}
+
+/// Takes the spans of a request.
+pub type SpanSink = Box<dyn Fn(Vec<Span>) + Send + Sync>;
 
 /// Writes records.
 pub struct Recorder {
     telemetry: Arc<Telemetry>,
     access_log: AccessLog,
+    spans: Option<SpanSink>,
 }
 
 /// One line of the access log. Holds no query, no header and no body: they may carry secrets.
@@ -135,6 +179,8 @@ pub struct Recorder {
 struct Line<'a> {
     time: String,
     request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
     client: Option<&'a str>,
     method: &'a str,
     path: &'a str,
@@ -187,8 +233,25 @@ struct Line<'a> {
 
 impl Recorder {
     /// A recorder into these.
-    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog) -> Self {
-        Self { telemetry, access_log }
+    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog, spans: Option<SpanSink>) -> Self {
+        Self { telemetry, access_log, spans }
+    }
+
+    /// Whether anybody is told of traces.
+    pub fn takes_traces(&self) -> bool {
+        self.spans.is_some()
+    }
+
+    /// A piece of a streamed answer has come.
+    pub fn piece(&self, started: Instant, trail: &mut Trail, pieces: &mut Option<Pieces>) {
+        if trail.first_chunk.is_none() {
+            trail.first_chunk = Some(started.elapsed());
+            let operation = trail.operation.as_deref().unwrap_or("");
+            let model = trail.model.as_ref().map_or("", ModelId::as_str);
+            let pool = trail.pool.as_ref().map_or("", PoolName::as_str);
+            *pieces = self.telemetry.pieces(operation, model, pool);
+        }
+        pieces.iter_mut().for_each(Pieces::came);
     }
 
     /// A request has arrived.
@@ -212,17 +275,28 @@ impl Recorder {
     }
 
     /// A request has ended.
-    pub fn end(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &Parts) {
+    pub fn end(&self, finished: &mut Finished<'_>) {
+        let trail = &mut *finished.trail;
+        let label = trail.failure.as_ref().map(Failure::label);
+        trail.trace.iter_mut().for_each(|trace| trace.end(label));
+        let trail = &*finished.trail;
         let failure = trail.failure.as_ref();
+        let is_kept = |trace: &&Trace| trace.is_kept(finished.sampling, failure.is_some(), finished.total);
+        let trace = trail.trace.as_deref().filter(is_kept);
+        let caller = trail.caller.as_deref();
         self.telemetry.end(&Ended {
             api: trail.api.as_ref().map_or("", ApiName::as_str),
             operation: trail.operation.as_deref().unwrap_or(""),
             pool: trail.pool.as_ref().map_or("", PoolName::as_str),
+            caller: caller.map(|caller| [caller.org(), caller.team(), caller.id().as_str()]),
             status: trail.status,
-            error: failure.map_or("", Failure::label),
+            error: label.unwrap_or(""),
             blame: failure.map_or("", |f| f.blame().word()),
-            total,
+            is_refused: matches!(failure, Some(Failure::Exceeded(_) | Failure::LimitsUnknown)),
+            total: finished.total,
+            overhead: trail.overhead,
             first_byte: trail.first_byte,
+            first_chunk: trail.first_chunk,
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
             model: trail.model.as_ref().map_or("", ModelId::as_str),
@@ -233,18 +307,24 @@ impl Recorder {
             spill: trail.spill.as_ref().map(|spill| (spill.from.as_str(), spill.reason.word())),
             hedge: trail.hedge.map(hedge_word),
             cache: trail.cache.map(|cache| (cache.result, cache.hits, cache.misses)),
+            seen_in: trace.map(|trace| (trace.id, trace.span)),
         });
         if self.access_log.is_on() {
-            self.log(trail, request_id, total, request);
+            self.log(finished);
+        }
+        if let (Some(trace), Some(send)) = (trace, &self.spans) {
+            send(spans::of(finished, trace));
         }
     }
 
-    fn log(&self, trail: &Trail, request_id: &RequestId, total: Duration, request: &Parts) {
-        let failure = trail.failure.as_ref();
+    fn log(&self, finished: &Finished<'_>) {
+        let Finished { trail, request_id, total, request, .. } = finished;
+        let (failure, total) = (trail.failure.as_ref(), *total);
         let caller = trail.caller.as_deref();
         let line = Line {
             time: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
             request_id: request_id.as_str(),
+            trace_id: trail.trace.as_ref().map(|trace| format!("{:032x}", trace.id)),
             client: trail.client.as_deref(),
             method: request.method.as_str(),
             path: bounded(request.uri.path()),

@@ -28,6 +28,7 @@ use crate::cache::{Purges, Remote};
 use crate::config::Config;
 use crate::config::file::{CallerStore, LogTarget};
 use crate::directory::Directory;
+use crate::observe::Observer;
 use crate::owner::Owners;
 use crate::pacer;
 use crate::proxy::Gateway;
@@ -54,7 +55,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let hangup = heed_hangup()?;
     let seen = reload::print(&config.files);
     let access_log = access_log(&config)?;
-    let telemetry = Arc::new(Telemetry::new(access_log.dropped())?);
+    let telemetry = Arc::new(Telemetry::new(config.metric_bounds, access_log.dropped()));
     let Config {
         listeners,
         admin,
@@ -81,7 +82,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let directory = Directory::new(Arc::clone(&snapshot), Arc::clone(&limits.limiter), records)
         .map_err(|reason| anyhow!(reason))?;
     let draining = Arc::new(AtomicBool::new(false));
-    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log));
+    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log, None));
 
     let admin_socket = bind(&admin.address.to_string())?;
     listeners.iter().try_for_each(|l| check_free(l.address))?;
@@ -118,11 +119,22 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         telemetry: Arc::clone(&telemetry),
     };
     let paced = Arc::clone(&snapshot);
+    let certificates = listeners
+        .iter()
+        .filter_map(|listener| Some((listener.address.to_string(), listener.tls.as_ref()?.certificate_file.clone())))
+        .collect();
+    let observer = Arc::new(Observer {
+        telemetry: Arc::clone(&telemetry),
+        snapshot: Arc::clone(&snapshot),
+        limiter: Arc::clone(&limits.limiter),
+        store: limits.store.clone(),
+        certificates,
+    });
     let state = admin::State {
         snapshot,
         limiter: Arc::clone(&limits.limiter),
         store: limits.store.clone(),
-        telemetry: Arc::clone(&telemetry),
+        observer,
         draining: Arc::clone(&draining),
         ask: ask.clone(),
         token: admin.token,

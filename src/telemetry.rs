@@ -1,19 +1,37 @@
-//! Telemetry: every instrument, declared once.
+//! Telemetry: every instrument that requests add to, and the readings of all of them.
 //!
-//! Labels come from the configuration, the catalogue and closed enums, so their number is bounded: clients can not make
-//! new ones. Endpoints that are found come and go; past a bound those that could not be reached share a label. OTLP exporters will stand here too.
+//! Labels come from the configuration, the catalogue and closed enums; names that are made elsewhere (callers, models,
+//! endpoints) are bounded by settings, and each metric has a bound of its own: past it, series share one.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use prometheus::{
-    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
-};
+pub mod histogram;
+pub mod metric;
+pub mod names;
+pub mod otlp;
+pub mod page;
+pub mod process;
+pub mod table;
+
+use histogram::Histogram;
+use metric::{Counter, Family, Names, Reading};
+use page::Format;
+
+/// How many names of a kind have series of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Keys of callers.
+    pub callers: usize,
+    /// Models.
+    pub models: usize,
+    /// Endpoints.
+    pub endpoints: usize,
+}
 
 /// What a metric needs of an ended request.
+#[derive(Default)]
 pub struct Ended<'a> {
     /// The API, or empty.
     pub api: &'a str,
@@ -21,16 +39,24 @@ pub struct Ended<'a> {
     pub operation: &'a str,
     /// The pool, or empty.
     pub pool: &'a str,
+    /// The organisation, the team and the key of its caller.
+    pub caller: Option<[&'a str; 3]>,
     /// The status that the client got.
     pub status: u16,
     /// The label of its failure, or empty.
     pub error: &'a str,
     /// Whose failure, or empty.
     pub blame: &'a str,
+    /// A limit of its caller refused it.
+    pub is_refused: bool,
     /// How long it took.
     pub total: Duration,
+    /// Until the first attempt, without the wait for a place.
+    pub overhead: Option<Duration>,
     /// Until the backend's answer began.
     pub first_byte: Option<Duration>,
+    /// Until the first piece of a streamed answer.
+    pub first_chunk: Option<Duration>,
     /// Bytes of its body.
     pub request_bytes: usize,
     /// Bytes of its answer's body.
@@ -51,359 +77,304 @@ pub struct Ended<'a> {
     pub hedge: Option<&'a str>,
     /// What a cache had of it, and how many items were known and asked for.
     pub cache: Option<(&'a str, usize, usize)>,
-}
-
-/// How the cache of a pool is.
-pub struct Kept<'a> {
-    /// The pool.
-    pub pool: &'a str,
-    /// Its vectors in this process.
-    pub entries: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Seconds of backends that were not needed so far.
-    pub saved: f64,
-    /// Values that were found and are none, and answers that could not be kept.
-    pub unusable: [(&'static str, u64); 3],
-}
-
-/// What limits did so far, and how their store is.
-pub struct Limits {
-    /// Checks, by what they asked.
-    pub checks: [(&'static str, u64); 3],
-    /// Refusals, by what was exceeded.
-    pub refused: Vec<(&'static str, u64)>,
-    /// Round trips to Redis.
-    pub round_trips: u64,
-    /// Those that failed.
-    pub failures: u64,
-    /// Whether limits are shared at this moment; none where they are this replica's alone.
-    pub is_up: Option<bool>,
-    /// Replicas that share them.
-    pub replicas: u64,
+    /// The trace and the span that tell of it, where these are exported.
+    pub seen_in: Option<(u128, u64)>,
 }
 
 /// The instruments.
 pub struct Telemetry {
-    registry: Registry,
-    requests: IntCounterVec,
-    duration: HistogramVec,
-    first_byte: HistogramVec,
-    in_flight: IntGauge,
-    bytes: IntCounterVec,
-    connect_failures: IntCounterVec,
-    /// Pools and endpoints that have a label there.
-    unreached: Mutex<BTreeSet<(String, String)>>,
-    endpoint_in_flight: IntGaugeVec,
-    endpoint_healthy: IntGaugeVec,
-    generation: IntGauge,
-    reloads: IntCounterVec,
-    log_dropped: IntGauge,
-    tokens: IntCounterVec,
-    spend: CounterVec,
-    queue_wait: HistogramVec,
-    queue_waiting: IntGaugeVec,
-    retries: IntCounterVec,
-    spills: IntCounterVec,
-    hedges: IntCounterVec,
-    shadows: IntCounterVec,
-    assets: IntCounterVec,
-    cache_requests: IntCounterVec,
-    cache_items: IntCounterVec,
-    cache_unusable: IntCounterVec,
-    cache_entries: IntGaugeVec,
-    cache_bytes: IntGaugeVec,
-    cache_saved: CounterVec,
-    quota_checks: IntCounterVec,
-    quota_refusals: IntCounterVec,
-    round_trips: IntCounterVec,
-    shared: IntGauge,
-    replicas: IntGauge,
-    render: Histogram,
+    bounds: Bounds,
+    callers: Names,
+    models: Names,
+    endpoints: Names,
+    in_flight: AtomicI64,
+    generation: AtomicU64,
+    requests: Family<Counter>,
+    duration: Family<Histogram>,
+    first_byte: Family<Histogram>,
+    overhead: Family<Histogram>,
+    bytes: Family<Counter>,
+    operation_duration: Family<Histogram>,
+    first_chunk: Family<Histogram>,
+    between_chunks: Family<Histogram>,
+    token_usage: Family<Histogram>,
+    tokens: Family<Counter>,
+    spend: Family<Counter>,
+    caller_requests: Family<Counter>,
+    caller_tokens: Family<Counter>,
+    caller_spend: Family<Counter>,
+    connect_failures: Family<Counter>,
+    queue_wait: Family<Histogram>,
+    retries: Family<Counter>,
+    spills: Family<Counter>,
+    hedges: Family<Counter>,
+    shadows: Family<Counter>,
+    assets: Family<Counter>,
+    cache_requests: Family<Counter>,
+    cache_items: Family<Counter>,
+    reloads: Family<Counter>,
+    render: Family<Histogram>,
     dropped: Arc<AtomicU64>,
 }
 
-/// Seconds, from a cache hit to a generated video.
-const SECONDS: [f64; 15] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
-
-/// The most endpoints that have a label of their own among those that could not be reached.
-const MOST_UNREACHED: usize = 10_000;
-
 impl Telemetry {
-    /// Declares every instrument. `dropped` counts access-log lines.
-    pub fn new(dropped: Arc<AtomicU64>) -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
-            let made = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
-        };
-        let histograms = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<HistogramVec> {
-            let made = HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntGaugeVec> {
-            let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
-        };
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
-            let made = IntGauge::new(name, help)?;
-            registry.register(Box::new(made.clone())).map(|()| made)
-        };
-        let render =
-            Histogram::with_opts(HistogramOpts::new("nimgate_metrics_render_seconds", "Time to render this page."))?;
-        registry.register(Box::new(render.clone()))?;
-        let build = gauges("nimgate_build_info", "Always 1; the version is its label.", &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self {
-            requests: counters(
-                "nimgate_requests_total",
-                "Requests ended, by what answered them and by whose failure it was.",
-                &["api", "operation", "pool", "status", "error", "blame"],
-            )?,
-            duration: histograms(
-                "nimgate_request_duration_seconds",
-                "From a request's header to its end.",
-                &["pool", "operation"],
-            )?,
-            first_byte: histograms(
-                "nimgate_time_to_first_byte_seconds",
-                "From a request's header to the header of the backend's answer.",
-                &["pool", "operation"],
-            )?,
-            in_flight: gauge("nimgate_requests_in_flight", "Requests that are being served.")?,
-            bytes: counters("nimgate_body_bytes_total", "Bytes of bodies.", &["pool", "direction"])?,
-            connect_failures: counters(
-                "nimgate_connect_failures_total",
-                "Endpoints that could not be reached.",
-                &["pool", "endpoint"],
-            )?,
-            unreached: Mutex::default(),
-            endpoint_in_flight: gauges(
-                "nimgate_endpoint_in_flight",
-                "Requests on an endpoint.",
-                &["pool", "endpoint"],
-            )?,
-            endpoint_healthy: gauges("nimgate_endpoint_healthy", "1 while probes succeed.", &["pool", "endpoint"])?,
-            generation: gauge("nimgate_config_generation", "Counts loaded configurations.")?,
-            reloads: counters("nimgate_reloads_total", "Reloads, by result.", &["result"])?,
-            log_dropped: gauge(
-                "nimgate_access_log_dropped_lines",
-                "Access-log lines dropped because their queue was full.",
-            )?,
-            tokens: counters(
-                "nimgate_tokens_total",
-                "Tokens used; `counted` where the backend stated none.",
-                &["pool", "model", "direction", "source"],
-            )?,
-            spend: {
-                let opts = Opts::new("nimgate_spend_total", "Money spent, by the configured prices.");
-                let made = CounterVec::new(opts, &["pool", "model"])?;
-                registry.register(Box::new(made.clone()))?;
-                made
-            },
-            queue_wait: histograms("nimgate_queue_wait_seconds", "Time that requests waited for a place.", &["pool"])?,
-            queue_waiting: gauges("nimgate_queue_waiting", "Requests that wait for a place.", &["pool"])?,
-            retries: counters(
-                "nimgate_retries_total",
-                "Attempts beyond the first of each request, by the pool that they ended in.",
-                &["pool"],
-            )?,
-            spills: counters(
-                "nimgate_spills_total",
-                "Requests that ran in another pool than their own.",
-                &["from", "pool", "reason"],
-            )?,
-            hedges: counters(
-                "nimgate_hedges_total",
-                "Second attempts beside a slow first one, by whether they answered first.",
-                &["pool", "result"],
-            )?,
-            shadows: counters(
-                "nimgate_shadow_requests_total",
-                "Copies of requests for another pool: good, failed, or dropped for want of room.",
-                &["pool", "result"],
-            )?,
-            assets: counters(
-                "nimgate_assets_total",
-                "Media that were uploaded as assets or failed to be, and those that were deleted or left behind.",
-                &["pool", "result"],
-            )?,
-            cache_requests: counters(
-                "nimgate_cache_requests_total",
-                "Requests of pools with a cache: hit, miss, partial, or bypass.",
-                &["pool", "result"],
-            )?,
-            cache_items: counters(
-                "nimgate_cache_items_total",
-                "Items of such requests that were known, and that were asked for.",
-                &["pool", "result"],
-            )?,
-            cache_unusable: counters(
-                "nimgate_cache_unusable_total",
-                "Kept values that are none, answers that could not be kept, and values that Redis did not take.",
-                &["pool", "what"],
-            )?,
-            cache_entries: gauges("nimgate_cache_entries", "Vectors kept in this process.", &["pool"])?,
-            cache_bytes: gauges("nimgate_cache_bytes", "Their bytes.", &["pool"])?,
-            cache_saved: {
-                let opts = Opts::new("nimgate_cache_saved_seconds_total", "Time of backends that was not needed.");
-                let made = CounterVec::new(opts, &["pool"])?;
-                registry.register(Box::new(made.clone()))?;
-                made
-            },
-            quota_checks: counters(
-                "nimgate_quota_checks_total",
-                "Checks of limits: local ones asked nobody, waited ones asked Redis, away ones could not.",
-                &["path"],
-            )?,
-            quota_refusals: counters(
-                "nimgate_quota_refusals_total",
-                "Requests refused by a limit, by what was exceeded.",
-                &["metric"],
-            )?,
-            round_trips: counters(
-                "nimgate_redis_round_trips_total",
-                "Round trips to Redis for limits, by result.",
-                &["result"],
-            )?,
-            shared: gauge(
-                "nimgate_quota_shared",
-                "1 while limits are shared through Redis, 0 while it is away, -1 where there is none.",
-            )?,
-            replicas: gauge("nimgate_quota_replicas", "Replicas that share the limits.")?,
-            render,
-            registry,
+    /// Nothing counted yet. `dropped` counts access-log lines.
+    pub fn new(bounds: Bounds, dropped: Arc<AtomicU64>) -> Self {
+        std::sync::LazyLock::force(&process::BEGUN);
+        Self {
+            bounds,
+            callers: Names::new(bounds.callers),
+            models: Names::new(bounds.models),
+            endpoints: Names::new(bounds.endpoints),
+            in_flight: AtomicI64::new(0),
+            generation: AtomicU64::new(0),
+            requests: Family::new(&table::REQUESTS),
+            duration: Family::new(&table::DURATION),
+            first_byte: Family::new(&table::FIRST_BYTE),
+            overhead: Family::new(&table::OVERHEAD),
+            bytes: Family::new(&table::BODY_BYTES),
+            operation_duration: Family::new(&table::OPERATION_DURATION),
+            first_chunk: Family::new(&table::FIRST_CHUNK),
+            between_chunks: Family::new(&table::BETWEEN_CHUNKS),
+            token_usage: Family::new(&table::TOKEN_USAGE),
+            tokens: Family::new(&table::TOKENS_USED),
+            spend: Family::new(&table::SPEND),
+            caller_requests: Family::new(&table::CALLER_REQUESTS),
+            caller_tokens: Family::new(&table::CALLER_TOKENS),
+            caller_spend: Family::new(&table::CALLER_SPEND),
+            connect_failures: Family::new(&table::CONNECT_FAILURES),
+            queue_wait: Family::new(&table::QUEUE_WAIT),
+            retries: Family::new(&table::RETRIES),
+            spills: Family::new(&table::SPILLS),
+            hedges: Family::new(&table::HEDGES),
+            shadows: Family::new(&table::SHADOWS),
+            assets: Family::new(&table::ASSETS),
+            cache_requests: Family::new(&table::CACHE_REQUESTS),
+            cache_items: Family::new(&table::CACHE_ITEMS),
+            reloads: Family::new(&table::RELOADS),
+            render: Family::new(&table::RENDER),
             dropped,
-        })
+        }
+    }
+
+    /// How many names of a kind have series of their own.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// A request has arrived.
     pub fn begin(&self) {
-        self.in_flight.inc();
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request has ended.
     pub fn end(&self, ended: &Ended<'_>) {
-        self.in_flight.dec();
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let mut digits = [0; 3];
         let status = status_text(ended.status, &mut digits);
-        let labels = [ended.api, ended.operation, ended.pool, status, ended.error, ended.blame];
-        self.requests.with_label_values(&labels).inc();
-        let place = [ended.pool, ended.operation];
-        self.duration.with_label_values(&place).observe(ended.total.as_secs_f64());
-        if let Some(first_byte) = ended.first_byte {
-            self.first_byte.with_label_values(&place).observe(first_byte.as_secs_f64());
-        }
-        self.bytes.with_label_values(&[ended.pool, "request"]).inc_by(ended.request_bytes as u64);
-        self.bytes.with_label_values(&[ended.pool, "response"]).inc_by(ended.response_bytes as u64);
-        if let Some((input, output, is_stated)) = ended.tokens {
-            let source = if is_stated { "stated" } else { "counted" };
-            for (direction, tokens) in [("input", input), ("output", output)] {
-                self.tokens.with_label_values(&[ended.pool, ended.model, direction, source]).inc_by(tokens);
+        let Ended { pool, operation, seen_in, .. } = *ended;
+        let one = |counter: &Counter| counter.add(1);
+        let time = |family: &Family<Histogram>, labels: &[&str], time: Duration| {
+            family.on(labels, |histogram| histogram.observe(time.as_secs_f64(), seen_in));
+        };
+        self.requests.on(&[ended.api, operation, pool, status, ended.error, ended.blame], one);
+        time(&self.duration, &[pool, operation], ended.total);
+        ended.first_byte.iter().for_each(|first| time(&self.first_byte, &[pool, operation], *first));
+        ended.overhead.iter().for_each(|overhead| time(&self.overhead, &[pool], *overhead));
+        for (direction, bytes) in [("request", ended.request_bytes), ("response", ended.response_bytes)] {
+            if bytes > 0 {
+                self.bytes.on(&[pool, direction], |counter| counter.add(bytes as u64));
             }
         }
         if ended.attempts > 1 {
-            self.retries.with_label_values(&[ended.pool]).inc_by(u64::from(ended.attempts - 1));
+            self.retries.on(&[pool], |counter| counter.add(u64::from(ended.attempts - 1)));
         }
-        if let Some(queued) = ended.queued {
-            self.queue_wait.with_label_values(&[ended.pool]).observe(queued.as_secs_f64());
-        }
+        ended.queued.iter().for_each(|queued| time(&self.queue_wait, &[pool], *queued));
         if let Some((from, reason)) = ended.spill {
-            self.spills.with_label_values(&[from, ended.pool, reason]).inc();
+            self.spills.on(&[from, pool, reason], one);
         }
         if let Some(result) = ended.hedge {
-            self.hedges.with_label_values(&[ended.pool, result]).inc();
+            self.hedges.on(&[pool, result], one);
         }
         if let Some((result, hits, misses)) = ended.cache {
-            self.cache_requests.with_label_values(&[ended.pool, result]).inc();
+            self.cache_requests.on(&[pool, result], one);
             for (result, items) in [("hit", hits), ("miss", misses)] {
-                self.cache_items.with_label_values(&[ended.pool, result]).inc_by(items as u64);
+                self.cache_items.on(&[pool, result], |counter| counter.add(items as u64));
+            }
+        }
+        self.end_inference(ended);
+        self.end_for_caller(ended);
+    }
+
+    fn end_inference(&self, ended: &Ended<'_>) {
+        let Ended { pool, seen_in, .. } = *ended;
+        let model = self.models.bounded(ended.model);
+        if let Some((input, output, is_stated)) = ended.tokens {
+            let source = if is_stated { "stated" } else { "counted" };
+            for (direction, tokens) in [("input", input), ("output", output)] {
+                self.tokens.on(&[pool, model, direction, source], |counter| counter.add(tokens));
             }
         }
         if let Some(spend) = ended.spend {
-            self.spend.with_label_values(&[ended.pool, ended.model]).inc_by(spend as f64 / 1e9);
+            self.spend.on(&[pool, model], |counter| counter.add(spend));
         }
+        // What never reached a pool is no operation of a model.
+        let Some(operation) = names::gen_ai_operation(ended.operation).filter(|_| !pool.is_empty()) else { return };
+        let labels = [operation, names::PROVIDER, model, pool];
+        let time = |family: &Family<Histogram>, time: Duration| {
+            family.on(&labels, |histogram| histogram.observe(time.as_secs_f64(), seen_in));
+        };
+        time(&self.operation_duration, ended.total);
+        ended.first_chunk.iter().for_each(|first| time(&self.first_chunk, *first));
+        if let Some((input, output, _)) = ended.tokens {
+            for (kind, tokens) in [("input", input), ("output", output)] {
+                let labels = [operation, names::PROVIDER, model, kind, pool];
+                self.token_usage.on(&labels, |histogram| histogram.observe(tokens as f64, seen_in));
+            }
+        }
+    }
+
+    fn end_for_caller(&self, ended: &Ended<'_>) {
+        let Some([org, team, key]) = ended.caller else { return };
+        let is_named = self.callers.bounded(key) == key;
+        let [org, team, key] = if is_named { [org, team, key] } else { [metric::OTHER; 3] };
+        let result = match ended.cache {
+            _ if ended.is_refused => "refused",
+            _ if !ended.error.is_empty() => "failed",
+            Some(("hit", ..)) => "cached",
+            _ => "good",
+        };
+        self.caller_requests.on(&[org, team, key, result], |counter| counter.add(1));
+        if let Some((input, output, _)) = ended.tokens {
+            for (direction, tokens) in [("input", input), ("output", output)] {
+                self.caller_tokens.on(&[org, team, key, direction], |counter| counter.add(tokens));
+            }
+        }
+        if let Some(spend) = ended.spend {
+            self.caller_spend.on(&[org, team, key], |counter| counter.add(spend));
+        }
+    }
+
+    /// The callers that have a name here: organisation, team and key.
+    pub fn callers(&self) -> Vec<[Arc<str>; 3]> {
+        let mut callers: Vec<[Arc<str>; 3]> = self
+            .caller_requests
+            .labels()
+            .into_iter()
+            .filter_map(|labels| match labels.as_slice() {
+                [org, team, key, _] => Some([org, team, key].map(Arc::clone)),
+                _ => None,
+            })
+            .collect();
+        callers.sort_unstable();
+        callers.dedup();
+        callers
+    }
+
+    /// Counts the time between two pieces of a streamed answer.
+    pub fn pieces(&self, operation: &str, model: &str, pool: &str) -> Option<Pieces> {
+        let labels = [names::gen_ai_operation(operation)?, names::PROVIDER, self.models.bounded(model), pool];
+        Some(Pieces { last: None, between: self.between_chunks.of(&labels) })
     }
 
     /// Requests that are being served.
     pub fn in_flight(&self) -> i64 {
-        self.in_flight.get()
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// An endpoint could not be reached.
     pub fn connect_failed(&self, pool: &str, endpoint: &str) {
-        let mut unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (pool.to_owned(), endpoint.to_owned());
-        let is_named = unreached.contains(&key) || unreached.len() < MOST_UNREACHED && unreached.insert(key);
-        let endpoint = if is_named { endpoint } else { "other" };
-        self.connect_failures.with_label_values(&[pool, endpoint]).inc();
+        self.connect_failures.on(&[pool, self.endpoints.bounded(endpoint)], |counter| counter.add(1));
     }
 
     /// A copy of a request has ended, or was not made.
     pub fn shadowed(&self, pool: &str, result: &str) {
-        self.shadows.with_label_values(&[pool, result]).inc();
+        self.shadows.on(&[pool, result], |counter| counter.add(1));
     }
 
     /// An asset was uploaded, could not be, was deleted, or was left behind.
     pub fn asset(&self, pool: &str, result: &str) {
-        self.assets.with_label_values(&[pool, result]).inc();
+        self.assets.on(&[pool, result], |counter| counter.add(1));
     }
 
     /// A configuration was loaded, or could not be.
     pub fn reloaded(&self, generation: Option<u64>) {
-        self.reloads.with_label_values(&[if generation.is_some() { "loaded" } else { "refused" }]).inc();
-        if let Some(generation) = generation {
-            self.generation.set(generation as i64);
-        }
+        let result = if generation.is_some() { "loaded" } else { "refused" };
+        self.reloads.on(&[result], |counter| counter.add(1));
+        generation.iter().for_each(|generation| self.generation.store(*generation, Ordering::Relaxed));
     }
 
-    /// The Prometheus page. `endpoints` are pool, endpoint, requests in flight and health at this moment, `waiting` are
-    /// pool and requests that wait for a place.
-    pub fn page<'a>(
-        &self,
-        endpoints: impl Iterator<Item = (&'a str, String, usize, bool)>,
-        waiting: impl Iterator<Item = (&'a str, usize)>,
-        limits: &Limits,
-        caches: impl Iterator<Item = Kept<'a>>,
-    ) -> prometheus::Result<String> {
-        let timer = self.render.start_timer();
-        self.endpoint_in_flight.reset();
-        self.endpoint_healthy.reset();
-        for (pool, endpoint, in_flight, healthy) in endpoints {
-            self.endpoint_in_flight.with_label_values(&[pool, &endpoint]).set(in_flight as i64);
-            self.endpoint_healthy.with_label_values(&[pool, &endpoint]).set(i64::from(healthy));
-        }
-        self.queue_waiting.reset();
-        for (pool, waiting) in waiting {
-            self.queue_waiting.with_label_values(&[pool]).set(waiting as i64);
-        }
-        self.cache_entries.reset();
-        self.cache_bytes.reset();
-        for cache in caches {
-            self.cache_entries.with_label_values(&[cache.pool]).set(cache.entries as i64);
-            self.cache_bytes.with_label_values(&[cache.pool]).set(cache.bytes as i64);
-            let saved = self.cache_saved.with_label_values(&[cache.pool]);
-            saved.inc_by((cache.saved - saved.get()).max(0.0));
-            for (what, count) in cache.unusable {
-                let counter = self.cache_unusable.with_label_values(&[cache.pool, what]);
-                counter.inc_by(count.saturating_sub(counter.get()));
-            }
-        }
-        let raise = |counters: &IntCounterVec, label: &str, to: u64| {
-            let counter = counters.with_label_values(&[label]);
-            counter.inc_by(to.saturating_sub(counter.get()));
-        };
-        limits.checks.iter().for_each(|(path, count)| raise(&self.quota_checks, path, *count));
-        limits.refused.iter().for_each(|(metric, count)| raise(&self.quota_refusals, metric, *count));
-        raise(&self.round_trips, "good", limits.round_trips.saturating_sub(limits.failures));
-        raise(&self.round_trips, "failed", limits.failures);
-        self.shared.set(limits.is_up.map_or(-1, i64::from));
-        self.replicas.set(limits.replicas as i64);
-        self.log_dropped.set(self.dropped.load(Ordering::Relaxed) as i64);
-        let page = TextEncoder::new().encode_to_string(&self.registry.gather());
-        timer.observe_duration();
+    /// All that was counted, and what is known of the process.
+    pub fn readings(&self) -> Vec<Reading> {
+        let counters = [
+            &self.requests,
+            &self.bytes,
+            &self.tokens,
+            &self.spend,
+            &self.caller_requests,
+            &self.caller_tokens,
+            &self.caller_spend,
+            &self.connect_failures,
+            &self.retries,
+            &self.spills,
+            &self.hedges,
+            &self.shadows,
+            &self.assets,
+            &self.cache_requests,
+            &self.cache_items,
+            &self.reloads,
+        ];
+        let histograms = [
+            &self.duration,
+            &self.first_byte,
+            &self.overhead,
+            &self.operation_duration,
+            &self.first_chunk,
+            &self.between_chunks,
+            &self.token_usage,
+            &self.queue_wait,
+            &self.render,
+        ];
+        let overflown = counters.iter().filter(|family| family.is_full()).count()
+            + histograms.iter().filter(|family| family.is_full()).count();
+        let now = |metric, value: f64| Reading::new(metric).with(&[], value);
+        let mut readings: Vec<Reading> = counters.iter().map(|family| family.read()).collect();
+        readings.extend(histograms.iter().map(|family| family.read()));
+        readings.extend([
+            now(&table::IN_FLIGHT, self.in_flight() as f64),
+            now(&table::GENERATION, self.generation.load(Ordering::Relaxed) as f64),
+            now(&table::LOG_DROPPED, self.dropped.load(Ordering::Relaxed) as f64),
+            now(&table::OVERFLOW, overflown as f64),
+            Reading::new(&table::BUILD).with(&[env!("CARGO_PKG_VERSION")], 1.0),
+        ]);
+        readings.extend(process::readings());
+        readings
+    }
+
+    /// The Prometheus page of all readings; `observe` adds what is known elsewhere.
+    pub fn page(&self, format: Format, observe: impl FnOnce(&mut Vec<Reading>)) -> String {
+        let begun = Instant::now();
+        let mut readings = self.readings();
+        observe(&mut readings);
+        let page = page::render(&readings, format);
+        self.render.on(&[], |histogram| histogram.observe(begun.elapsed().as_secs_f64(), None));
         page
+    }
+}
+
+/// Counts the time between the pieces of one streamed answer.
+pub struct Pieces {
+    last: Option<Instant>,
+    between: Arc<Histogram>,
+}
+
+impl Pieces {
+    /// Another piece has come.
+    pub fn came(&mut self) {
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(now) {
+            self.between.observe(now.duration_since(last).as_secs_f64(), None);
+        }
     }
 }
 
@@ -424,6 +395,16 @@ fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
 mod tests {
     use super::*;
 
+    const BOUNDS: Bounds = Bounds { callers: 3, models: 3, endpoints: 3 };
+
+    fn telemetry() -> Telemetry {
+        Telemetry::new(BOUNDS, Arc::default())
+    }
+
+    fn page(telemetry: &Telemetry) -> String {
+        telemetry.page(Format::Text, |_| ())
+    }
+
     #[test]
     fn statuses_without_a_name_share_a_label() {
         let text = |status| status_text(status, &mut [0; 3]).to_owned();
@@ -431,29 +412,47 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_come_and_go_do_not_fill_the_page() {
-        let telemetry = Telemetry::new(Arc::default()).unwrap();
-        for i in 0..MOST_UNREACHED + 5 {
-            telemetry.connect_failed("p", &i.to_string());
+    fn names_from_outside_do_not_fill_the_page() {
+        let telemetry = telemetry();
+        for i in ["0", "1", "2", "3", "4", "1"] {
+            telemetry.connect_failed("p", i);
+            telemetry.begin();
+            telemetry.end(&Ended {
+                caller: Some(["o", "t", i]),
+                model: i,
+                tokens: Some((1, 1, true)),
+                ..Ended::default()
+            });
         }
-        telemetry.connect_failed("p", "3");
-        let count = |endpoint: &str| telemetry.connect_failures.with_label_values(&["p", endpoint]).get();
-        assert_eq!((count("3"), count("other")), (2, 5));
+        let page = page(&telemetry);
+        for line in [
+            r#"nimgate_connect_failures_total{pool="p",endpoint="1"} 2"#,
+            r#"nimgate_connect_failures_total{pool="p",endpoint="other"} 2"#,
+            r#"nimgate_caller_requests_total{org="o",team="t",key="1",result="good"} 2"#,
+            r#"nimgate_caller_requests_total{org="other",team="other",key="other",result="good"} 2"#,
+            r#"nimgate_tokens_total{pool="",model="other",direction="input",source="stated"} 2"#,
+        ] {
+            assert!(page.contains(line), "{line}\n{page}");
+        }
     }
 
     #[test]
     fn the_page_shows_what_ended() {
-        let telemetry = Telemetry::new(Arc::default()).unwrap();
+        let telemetry = telemetry();
         telemetry.begin();
         telemetry.end(&Ended {
             api: "a",
-            operation: "o",
+            operation: "create_chat_completion",
             pool: "p",
+            caller: Some(["o", "t", "k"]),
             status: 503,
             error: "no_healthy_endpoint",
             blame: "inference-service",
+            is_refused: false,
             total: Duration::from_millis(2),
+            overhead: Some(Duration::from_micros(50)),
             first_byte: None,
+            first_chunk: Some(Duration::from_millis(1)),
             request_bytes: 1,
             response_bytes: 2,
             model: "m",
@@ -464,47 +463,46 @@ mod tests {
             spill: Some(("own", "overload")),
             hedge: Some("won"),
             cache: Some(("partial", 3, 2)),
+            seen_in: None,
         });
         telemetry.reloaded(Some(3));
-        let limits = Limits {
-            checks: [("local", 5), ("waited", 6), ("away", 7)],
-            refused: vec![("spend", 8)],
-            round_trips: 9,
-            failures: 1,
-            is_up: Some(true),
-            replicas: 2,
-        };
-        let endpoints = [("p", "e:1".to_owned(), 4, true)].into_iter();
-        let kept = Kept {
-            pool: "p",
-            entries: 6,
-            bytes: 7,
-            saved: 0.5,
-            unusable: [("spoilt", 1), ("unkept", 2), ("unwritten", 3)],
-        };
-        let page = telemetry.page(endpoints, [("p", 5)].into_iter(), &limits, [kept].into_iter()).unwrap();
+        let mut pieces = telemetry.pieces("create_chat_completion", "m", "p").unwrap();
+        (0..3).for_each(|_| pieces.came());
+        let page = page(&telemetry);
         for line in [
-            r#"nimgate_requests_total{api="a",blame="inference-service",error="no_healthy_endpoint",operation="o",pool="p",status="503"} 1"#,
+            r#"nimgate_requests_total{api="a",operation="create_chat_completion",pool="p",status="503",error="no_healthy_endpoint",blame="inference-service"} 1"#,
             "nimgate_requests_in_flight 0",
-            r#"nimgate_endpoint_in_flight{endpoint="e:1",pool="p"} 4"#,
             "nimgate_config_generation 3",
-            r#"nimgate_tokens_total{direction="output",model="m",pool="p",source="stated"} 4"#,
-            r#"nimgate_spend_total{model="m",pool="p"} 0.5"#,
-            r#"nimgate_quota_refusals_total{metric="spend"} 8"#,
-            r#"nimgate_redis_round_trips_total{result="good"} 8"#,
-            "nimgate_quota_shared 1",
-            r#"nimgate_queue_waiting{pool="p"} 5"#,
+            r#"nimgate_tokens_total{pool="p",model="m",direction="output",source="stated"} 4"#,
+            r#"nimgate_spend_total{pool="p",model="m"} 0.5"#,
             r#"nimgate_retries_total{pool="p"} 2"#,
-            r#"_queue_wait_seconds_count{pool="p"} 1"#,
+            r#"nimgate_queue_wait_seconds_count{pool="p"} 1"#,
             r#"nimgate_spills_total{from="own",pool="p",reason="overload"} 1"#,
             r#"nimgate_hedges_total{pool="p",result="won"} 1"#,
             r#"nimgate_cache_requests_total{pool="p",result="partial"} 1"#,
             r#"nimgate_cache_items_total{pool="p",result="hit"} 3"#,
-            r#"nimgate_cache_unusable_total{pool="p",what="unkept"} 2"#,
-            r#"nimgate_cache_bytes{pool="p"} 7"#,
-            r#"nimgate_cache_saved_seconds_total{pool="p"} 0.5"#,
+            r#"nimgate_caller_requests_total{org="o",team="t",key="k",result="failed"} 1"#,
+            r#"nimgate_overhead_seconds_count{pool="p"} 1"#,
+            r#"gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="nvidia",gen_ai_request_model="m",pool="p"} 1"#,
+            r#"gen_ai_client_operation_time_per_output_chunk_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="nvidia",gen_ai_request_model="m",pool="p"} 2"#,
+            r#"gen_ai_client_token_usage_sum{gen_ai_operation_name="chat",gen_ai_provider_name="nvidia",gen_ai_request_model="m",gen_ai_token_type="output",pool="p"} 4"#,
         ] {
             assert!(page.contains(line), "{line}\n{page}");
         }
+    }
+
+    #[test]
+    fn names_are_unique_and_well_formed() {
+        let mut pages: Vec<&str> = table::ALL.iter().map(|metric| metric.page).collect();
+        let mut names: Vec<&str> = table::ALL.iter().map(|metric| metric.name).collect();
+        let count = pages.len();
+        for list in [&mut pages, &mut names] {
+            list.sort_unstable();
+            list.dedup();
+            assert_eq!(list.len(), count);
+        }
+        let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        assert!(pages.iter().all(|page| page.chars().all(is_word)));
+        assert!(table::ALL.iter().all(|metric| metric.help.ends_with('.') && metric.most > 0));
     }
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 32] = [
+const ARROWS: [(&str, &[&str]); 34] = [
     ("pacer", &["admission", "proxy", "quota", "store"]),
     ("admission", &["ids"]),
     ("ids", &[]),
@@ -37,7 +37,9 @@ const ARROWS: [(&str, &[&str]); 32] = [
     ("failure", &["ids", "admission", "auth", "balance", "catalogue", "quota", "route", "schema", "upstream"]),
     ("access_log", &[]),
     ("telemetry", &["ids"]),
-    ("record", &["access_log", "auth", "failure", "ids", "quota", "telemetry"]),
+    ("record", &["access_log", "auth", "failure", "ids", "quota", "telemetry", "trace"]),
+    ("observe", &["balance", "ids", "proxy", "quota", "store", "telemetry"]),
+    ("trace", &[]),
     (
         "proxy",
         &[
@@ -56,7 +58,8 @@ const ARROWS: [(&str, &[&str]); 32] = [
             "route",
             "schema",
             "signals",
-            "upstream",
+            "telemetry",
+            "trace",
             "upstream",
         ],
     ),
@@ -74,6 +77,8 @@ const ARROWS: [(&str, &[&str]); 32] = [
             "route",
             "schema",
             "store",
+            "telemetry",
+            "trace",
             "upstream",
         ],
     ),
@@ -90,6 +95,7 @@ const ARROWS: [(&str, &[&str]); 32] = [
             "cache",
             "config",
             "directory",
+            "observe",
             "proxy",
             "quota",
             "reload",
@@ -105,6 +111,7 @@ const ARROWS: [(&str, &[&str]); 32] = [
             "cache",
             "config",
             "directory",
+            "observe",
             "owner",
             "pacer",
             "probe",
@@ -120,14 +127,15 @@ const ARROWS: [(&str, &[&str]); 32] = [
     ("cli", &["auth", "config", "directory", "proxy", "quota", "server", "sim"]),
 ];
 /// Libraries and the only modules that may name them.
-const LIBRARIES: [(&str, &[&str]); 10] = [
+const LIBRARIES: [(&str, &[&str]); 11] = [
     ("redis", &["store", "quota", "directory", "cache", "owner", "pacer"]),
     ("hickory_resolver", &["discovery"]),
     ("kube", &["discovery"]),
     ("k8s_openapi", &["discovery"]),
     ("pingora", &["proxy", "server", "admin"]),
     ("jsonschema", &["schema", "config"]),
-    ("prometheus", &["telemetry", "admin"]),
+    ("opentelemetry_proto", &["telemetry", "record"]),
+    ("x509_parser", &["observe"]),
     ("saphyr_parser", &["config"]),
     ("anyhow", &["cli", "config", "server", "main"]),
     ("axum", &["admin", "server", "sim"]),

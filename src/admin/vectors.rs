@@ -13,7 +13,6 @@ use super::State;
 use super::problem::Problem;
 use crate::cache::Subject;
 use crate::proxy::snapshot::PoolState;
-use crate::telemetry::Kept;
 
 /// What is to be forgotten: one of these.
 #[derive(Deserialize)]
@@ -55,24 +54,6 @@ pub(super) async fn purge(Extract(state): Extract<State>, body: Bytes) -> Result
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, error))
         }
     }
-}
-
-/// How the cache of a pool is, for the metrics page.
-pub(super) fn kept(pool: &PoolState) -> Option<Kept<'_>> {
-    let cache = &pool.vectors.as_ref()?.cache;
-    let (entries, bytes) = cache.size();
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    Some(Kept {
-        pool: pool.settings.name.as_str(),
-        entries,
-        bytes,
-        saved: read(&cache.stats.saved) as f64 / 1e6,
-        unusable: [
-            ("spoilt", read(&cache.stats.spoilt)),
-            ("unkept", read(&cache.stats.unkept)),
-            ("unwritten", read(&cache.stats.unwritten)),
-        ],
-    })
 }
 
 /// How the cache of a pool is, for the state page.

@@ -26,6 +26,7 @@ mod discovery;
 mod keys;
 mod load;
 mod quotas;
+mod telemetry;
 
 pub use discovery::{Cluster, Discovery, DnsName, Port as PodPort, Scheme, Service, SrvName};
 pub use keys::{Key, Keys, Limit, Org, Per, Previous, Priority, Team};
@@ -33,6 +34,7 @@ pub use load::{
     Balance, Breaker, Cache, CacheScope, Hedge, Pace, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason,
 };
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
+pub use telemetry::{MetricBounds, Telemetry, Traces};
 
 /// The configuration of nimgate.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -68,6 +70,9 @@ pub struct File {
     /// One JSON line per request.
     #[serde(default)]
     pub access_log: AccessLog,
+    /// What is told to those who operate the gateway.
+    #[serde(default)]
+    pub telemetry: Telemetry,
     /// Following changes of this file and of the keys file.
     #[serde(default)]
     pub reload: Reload,

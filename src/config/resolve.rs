@@ -10,6 +10,8 @@ use super::{Admin, Callers, Config, KeysFile, Known, Mistake, Mistakes, SecretTe
 use crate::catalogue::Catalogue;
 use crate::proxy::settings::{ClientSettings, CorsSettings, ListenerSettings, ListenerTls, Settings};
 use crate::quota;
+use crate::telemetry::Bounds;
+use crate::trace::Sampling;
 
 mod discovery;
 mod grpc;
@@ -63,6 +65,14 @@ impl<'a> Resolver<'a> {
         let quota =
             quota::Settings { prices: prices.into(), estimate: limits::estimate(&file.quotas.estimate), ..quota };
         let meter = limits::meter(&file.quotas);
+        let traces = &file.telemetry.traces;
+        let sampling = Sampling {
+            share: traces.sample,
+            follows: traces.follow_parent,
+            failed: traces.keep_failed,
+            slower: traces.keep_slower_ms.map(ms),
+            validation: ms(traces.slow_validation_ms),
+        };
         let threads = match file.runtime.threads {
             0 => std::thread::available_parallelism().map_or(2, usize::from),
             threads => threads,
@@ -76,6 +86,11 @@ impl<'a> Resolver<'a> {
                 other => other,
             },
             access_log_queue: file.access_log.queue,
+            metric_bounds: Bounds {
+                callers: file.telemetry.metrics.max_callers,
+                models: file.telemetry.metrics.max_models,
+                endpoints: file.telemetry.metrics.max_endpoints,
+            },
             watch: file.reload.watch.then(|| ms(file.reload.interval_ms)),
             settle: ms(file.shutdown.settle_ms),
             grace: ms(file.shutdown.grace_ms),
@@ -85,7 +100,7 @@ impl<'a> Resolver<'a> {
             counts,
             callers: file.callers.store,
             keys_file,
-            proxy: Settings { keys, catalogue, pools, client, cors, quota, meter },
+            proxy: Settings { keys, catalogue, pools, client, cors, quota, meter, sampling },
             files: self.files,
         })
     }

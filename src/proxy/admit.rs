@@ -120,10 +120,10 @@ impl Request<'_> {
             Body::Json { required, .. } => {
                 require_json(&session.req_header().headers)?;
                 let bytes = body::read(session.as_mut(), limit, &self.snapshot.client).await?;
-                ctx.trail.request_bytes = bytes.len();
+                ctx.received(bytes.len());
                 if !bytes.is_empty() || *required {
                     let document = body::parse(&bytes).await?;
-                    check_body(checks, &document, &mut found);
+                    ctx.validate(|| check_body(checks, &document, &mut found));
                     read = Some(document);
                 }
                 if state.settings.has_others() {
@@ -160,7 +160,7 @@ impl Request<'_> {
         self.caller.require_any_scope(&first.scopes)?;
         require_json(&session.req_header().headers)?;
         let bytes = body::read(session.as_mut(), self.largest(&operations, within), &self.snapshot.client).await?;
-        ctx.trail.request_bytes = bytes.len();
+        ctx.received(bytes.len());
         let document = body::parse(&bytes).await?;
         let Some(model) = document.model() else { return Err(self.without_model(candidates, within, &document)) };
         let shown = || model.chars().take(200).collect::<String>();
@@ -184,10 +184,10 @@ impl Request<'_> {
         let checks = state.checks.get(&index);
         let backend = entry.backend.as_deref();
         let mut found = self.check_params(checks, &session.req_header().headers);
-        match backend {
+        ctx.validate(|| match backend {
             Some(name) => check_body(checks, &with_backend_name(&document, name), &mut found),
             None => check_body(checks, &document, &mut found),
-        }
+        });
         refuse_violations(found, state.settings.schema.max_violations)?;
         ctx.words.clone_from(&entry.life.rate_limited);
         limits::reserve(ctx, operation, Some((&entry.id, entry.output_tokens)), Some(&document)).await?;

@@ -23,7 +23,12 @@ use crate::owner::Owners;
 use crate::quota::{Limiter, Reservation, Standing};
 use crate::record::Trail;
 use crate::route::Life;
+use crate::telemetry::Pieces;
+use crate::trace::Kind;
 use crate::upstream::EnvelopeId;
+
+/// Limits that are asked for longer than this asked somebody else.
+const SHORTEST_TRIP: Duration = Duration::from_micros(100);
 
 /// One request's state. Set once where it can be; the phases read it.
 pub struct RequestContext {
@@ -93,6 +98,8 @@ pub struct RequestContext {
     pub hold: Option<Duration>,
     /// Reads the name of a request in its answer.
     pub envelope: Option<EnvelopeId>,
+    /// Counts the pieces of its streamed answer.
+    pub pieces: Option<Pieces>,
     /// Tokens of its answer that no backend computed for it.
     pub known: u64,
     /// Whether no backend was asked for any of it.
@@ -162,6 +169,7 @@ impl RequestContext {
             is_stranger: false,
             hold: None,
             envelope: None,
+            pieces: None,
             known: 0,
             is_known: false,
         }
@@ -170,6 +178,43 @@ impl RequestContext {
     /// What it was admitted to; phases after admission can not be without.
     pub fn admitted(&self) -> Result<&Admitted> {
         self.admitted.as_ref().ok_or_else(|| Error::explain(ErrorType::InternalError, "not admitted"))
+    }
+
+    /// Its body is here, so many bytes of it.
+    pub fn received(&mut self, bytes: usize) {
+        self.trail.request_bytes = bytes;
+        self.trail.received = Some(self.started.elapsed());
+    }
+
+    /// Checks it against a schema; that takes a step of its own where it takes long.
+    pub fn validate(&mut self, check: impl FnOnce()) {
+        let begun = Instant::now();
+        check();
+        let longest = self.snapshot.sampling.validation;
+        if let Some(trace) = self.trail.trace.as_mut().filter(|_| begun.elapsed() >= longest) {
+            trace.note(Kind::Validation, begun);
+        }
+    }
+
+    /// Limits were asked since then; that is a step where somebody else was asked.
+    pub fn was_charged(&mut self, begun: Instant) {
+        if let Some(trace) = self.trail.trace.as_mut().filter(|_| begun.elapsed() >= SHORTEST_TRIP) {
+            trace.note(Kind::Quota, begun);
+        }
+    }
+
+    /// An attempt at an endpoint of its pool begins.
+    pub fn attempt(&mut self, endpoint: &str) {
+        let trail = &mut self.trail;
+        trail.attempts += 1;
+        if trail.attempts == 1 {
+            let others = trail.queued.unwrap_or_default() + trail.received.unwrap_or_default();
+            trail.overhead = Some(self.started.elapsed().saturating_sub(others));
+        }
+        if let (Some(trace), Some(pool)) = (&mut trail.trace, &trail.pool) {
+            trace.leave(Kind::Cache);
+            trace.attempt(pool.as_str(), endpoint);
+        }
     }
 
     /// Notes the failure that ends it; the first one counts.

@@ -229,6 +229,9 @@ pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool 
     }
     let failure = Failure::Upstream(row);
     let lease = ctx.lease.take();
+    if let (Some(trace), Some(lease)) = (&mut ctx.trail.trace, &lease) {
+        trace.answered(lease.endpoint().name(), header.status.as_u16());
+    }
     ctx.course.tried.extend(lease.as_ref().map(|lease| Arc::clone(lease.endpoint())));
     let mut goes_on = go_on(ctx, failure.clone()).await.is_ok();
     if let (false, Some(pace)) = (goes_on, pace) {
@@ -282,7 +285,9 @@ fn may_repeat(ctx: &RequestContext, ran: Ran) -> bool {
 /// Ends the attempt under way, telling its endpoint how it went.
 fn give_up(ctx: &mut RequestContext, failure: &Failure) {
     let pause = ctx.pause.take();
+    ctx.trail.again(failure.label());
     if let Some(mut lease) = ctx.lease.take() {
+        ctx.trail.over(lease.endpoint().name(), Some(failure.label()));
         lease.judge(load::verdict(failure, pause));
         let is_noted = ctx.course.tried.iter().any(|tried| Arc::ptr_eq(tried, lease.endpoint()));
         if !is_noted && ctx.course.next.is_none() {

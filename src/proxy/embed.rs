@@ -27,6 +27,7 @@ use crate::failure::Failure;
 use crate::ids::PoolIndex;
 use crate::meter::Form;
 use crate::record::Cached;
+use crate::trace::Kind;
 
 /// The largest answer that is kept; a larger one is passed on as it comes.
 const MOST: usize = 64 * 1024 * 1024;
@@ -129,8 +130,10 @@ pub async fn run(
     let whole = (ctx.work, question.body.len().max(1));
     let admitted = Some(admitted);
     let mut caller = Call { session, ctx, snapshot, home, admitted, source, revision, whole, verdict: None, gateway };
+    caller.ctx.trail.trace.iter_mut().for_each(|trace| trace.enter(Kind::Cache));
     let outcome = serve(&cache, remote, question, manner, &id, &mut caller).await;
     let Call { session, ctx, admitted, .. } = caller;
+    ctx.trail.trace.iter_mut().for_each(|trace| trace.leave(Kind::Cache));
     let answer = match outcome.map_err(into_error)? {
         Outcome::Unknown(tally) => {
             ctx.trail.cache = Some(cached(tally, None));

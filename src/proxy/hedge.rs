@@ -97,7 +97,7 @@ pub(super) async fn first_answer(
         let pool = ctx.admitted.as_ref().map(|admitted| admitted.pool);
         let Some(state) = pool.map(|pool| snapshot.pool(pool)) else { return Err(Failure::Internal("no pool".into())) };
         let Some(lease) = ctx.course.take_next() else { return Err(Failure::Internal("no endpoint".into())) };
-        ctx.trail.attempts += 1;
+        ctx.attempt(lease.endpoint().name());
         ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
         if state.settings.kind.function().is_some() {
             ctx.progress.get_or_insert_default();
@@ -168,6 +168,7 @@ async fn race(
             }
             Event::First(Ok(answer)) if second.is_none() || is_good(&answer) => {
                 ctx.trail.hedge = ctx.trail.hedge.or(second.is_some().then_some(false));
+                second.iter().for_each(|other| ctx.trail.over(other.lease.endpoint().name(), None));
                 return Ok(Ok(answer));
             }
             Event::First(failed) => {
@@ -179,6 +180,7 @@ async fn race(
                 };
                 ctx.trail.hedge = Some(true);
                 if let Some(mut lease) = ctx.lease.replace(other.lease) {
+                    ctx.trail.over(lease.endpoint().name(), failed.err().map(|failure| failure.label()));
                     lease.judge(verdict);
                 }
                 ctx.trail.endpoint = ctx.lease.as_ref().map(|lease| lease.endpoint().name().to_owned());
@@ -191,12 +193,19 @@ async fn race(
                         ctx.trail.hedge = Some(true);
                         ctx.trail.endpoint = Some(other.lease.endpoint().name().to_owned());
                         if let Some(mut lease) = ctx.lease.replace(other.lease) {
+                            ctx.trail.over(lease.endpoint().name(), None);
                             lease.outrun();
                         }
                         return Ok(Ok(answer));
                     }
-                    Ok(answer) => other.lease.judge(bad(&answer, state)),
-                    Err(failure) => other.lease.judge(load::verdict(&failure, None)),
+                    Ok(answer) => {
+                        ctx.trail.over(other.lease.endpoint().name(), None);
+                        other.lease.judge(bad(&answer, state));
+                    }
+                    Err(failure) => {
+                        ctx.trail.over(other.lease.endpoint().name(), Some(failure.label()));
+                        other.lease.judge(load::verdict(&failure, None));
+                    }
                 }
                 ctx.trail.hedge = Some(false);
             }
@@ -219,8 +228,9 @@ fn begin_second(
     if !state.hedges.withdraw() {
         return Ok(None);
     }
+    ctx.trail.again("hedge");
+    ctx.attempt(lease.endpoint().name());
     let sent = send(session, ctx, &lease, body)?;
-    ctx.trail.attempts += 1;
     Ok(Some(Second { lease, _pass: pass, sent }))
 }
 

@@ -1,6 +1,6 @@
 //! Limits: what a request is charged before it runs and when it ends, and what its caller reads of that.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header;
 use pingora_error::Result;
@@ -24,7 +24,9 @@ const LONGEST_WAIT: u64 = 60;
 /// Charges the limits on requests, before anything of the body is read.
 pub async fn begin(ctx: &mut RequestContext, book: &Book, caller: &CallerId) -> Result<(), Failure> {
     let Some(account) = book.account(caller) else { return Err(Failure::Internal("a key without an account".into())) };
+    let since = Instant::now();
     let begun = ctx.limiter.begin(account).await;
+    ctx.was_charged(since);
     match begun {
         Ok(reservation) => {
             ctx.reservation = Some(reservation);
@@ -64,11 +66,14 @@ pub async fn reserve(
     }
     let model = model.map(|(model, _)| model);
     let asked = Asked { model, pool: &pool, api: operation.api.as_str(), operation: &operation.id };
+    let since = Instant::now();
     let reserved = reservation.reserve(&asked, most).await;
-    reserved.map_err(|refused| {
+    let refusal = reserved.map_err(|refused| {
         ctx.standings = reservation.standings().map(Standing::to_owned).collect();
         refused.into()
-    })
+    });
+    ctx.was_charged(since);
+    refusal
 }
 
 /// Counts the request against the limits of another pool, which it moves to.

@@ -15,6 +15,7 @@ use super::{course, respond};
 use crate::admission::{Ask, Pass, Refused};
 use crate::failure::Failure;
 use crate::record::SpillReason;
+use crate::trace::Kind;
 
 /// Time between looks at other pools while waiting.
 const LOOK: Duration = Duration::from_millis(50);
@@ -86,6 +87,7 @@ pub(super) async fn wait(
         }
     };
     ctx.trail.queued = Some(begun.elapsed());
+    ctx.trail.trace.iter_mut().for_each(|trace| trace.note(Kind::Queue, begun.into_std()));
     turn
 }
 

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 use crate::admission::pace;
 use crate::ids::{ApiName, PoolIndex, PoolName};
 use crate::record::SpillReason;
+use crate::trace::Sampling;
 use crate::{auth, balance, catalogue, discovery, quota, route, schema, upstream};
 
 /// Everything that a reload can replace.
@@ -27,6 +28,8 @@ pub struct Settings {
     pub quota: quota::Settings,
     /// How usage is found out.
     pub meter: MeterSettings,
+    /// Which traces are exported.
+    pub sampling: Sampling,
 }
 
 /// How usage is found out.

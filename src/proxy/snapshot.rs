@@ -34,6 +34,7 @@ use crate::ids::{ApiName, OperationIndex, PoolIndex};
 use crate::quota::{self, Book, Limiter};
 use crate::route::{OperationEntry, PoolEntry, RouteTable};
 use crate::schema::{self, BadSchema, Schema, Validation};
+use crate::trace::Sampling;
 use crate::upstream::Wait;
 
 /// The time over which budgets of repeated attempts are kept.
@@ -63,6 +64,8 @@ pub struct Snapshot {
     pub cors: CorsSettings,
     /// How usage is found out.
     pub meter: MeterSettings,
+    /// Which traces are exported.
+    pub sampling: Sampling,
     pub(super) openapi: OnceLock<Bytes>,
     pub(super) docs: OnceLock<Bytes>,
 }
@@ -156,7 +159,7 @@ impl Snapshot {
 
     /// Compiles settings; callers are to be put in.
     pub fn compile(settings: Settings, previous: Option<&Snapshot>) -> Result<Self, String> {
-        let Settings { keys, catalogue, pools, client, cors, quota, meter } = settings;
+        let Settings { keys, catalogue, pools, client, cors, quota, meter, sampling } = settings;
         let mut compiled: HashMap<(ApiName, schema::Settings), Arc<HashMap<OperationIndex, Checks>>> = HashMap::new();
         let mut states = Vec::new();
         for settings in pools {
@@ -184,6 +187,7 @@ impl Snapshot {
             client,
             cors,
             meter,
+            sampling,
             openapi: OnceLock::new(),
             docs: OnceLock::new(),
         })

@@ -29,7 +29,7 @@ pub async fn peer(ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
     let lease = ctx.course.take_next();
     let lease = lease.ok_or_else(|| Error::explain(ErrorType::InternalError, "no endpoint was picked"))?;
     ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
-    ctx.trail.attempts += 1;
+    ctx.attempt(lease.endpoint().name());
     let peer = build_peer(state, lease.address(), &lease.endpoint().settings().host);
     ctx.lease = Some(lease);
     Ok(Box::new(peer))
@@ -91,6 +91,9 @@ pub fn rewrite(
     }
     request.insert_header(header::HOST, state.settings.authority(lease.endpoint().settings()))?;
     request.insert_header("x-request-id", ctx.request_id.as_str())?;
+    if let Some(trace) = &ctx.trail.trace {
+        request.insert_header("traceparent", trace.parent_for(lease.endpoint().name()))?;
+    }
     if state.settings.scrape.as_ref().is_some_and(|scrape| scrape.in_answers) {
         request.insert_header("endpoint-load-metrics-format", "TEXT")?;
     }

@@ -133,7 +133,7 @@ impl Binding {
                 // The endpoint that was picked is not the one.
                 drop(ctx.course.take_next());
                 ctx.trail.endpoint = Some(lease.endpoint().name().to_owned());
-                ctx.trail.attempts += 1;
+                ctx.attempt(lease.endpoint().name());
                 ctx.lease = Some(lease);
                 return Ok(stream);
             }
