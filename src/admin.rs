@@ -23,6 +23,7 @@ use crate::cache::Purges;
 use crate::config::SecretText;
 use crate::directory::Directory;
 use crate::observe::Observer;
+use crate::otlp::{Exporter, Stats};
 use crate::proxy::snapshot::{PoolState, Snapshot};
 use crate::quota::Limiter;
 use crate::reload::Ask;
@@ -63,6 +64,8 @@ pub struct State {
     pub keys_file: Option<PathBuf>,
     /// What was purged of kept vectors.
     pub purges: Arc<Purges>,
+    /// Sends telemetry.
+    pub exporter: Exporter,
 }
 
 /// One operation of this listener.
@@ -253,6 +256,23 @@ fn show_queue(view: &admission::View) -> Value {
     })
 }
 
+/// What became of what was to be sent by OTLP.
+fn show_otlp(exporter: &Exporter) -> Value {
+    let show = |stats: Stats| {
+        json!({
+            "sent": stats.sent,
+            "dropped": {
+                "queue_full": stats.dropped_full,
+                "refused": stats.dropped_refused,
+                "too_late": stats.dropped_late,
+            },
+            "failed_exports": stats.failed,
+            "queued": stats.queued,
+        })
+    };
+    exporter.stats().into_iter().map(|(signal, stats)| (signal.word().to_owned(), show(stats))).collect()
+}
+
 async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
     let snapshot = state.snapshot.load();
     let pool = |pool: &PoolState| {
@@ -273,6 +293,7 @@ async fn show_state(Extract(state): Extract<State>) -> Json<Value> {
         "generation": snapshot.generation,
         "draining": state.draining.load(Ordering::Relaxed),
         "in_flight": state.observer.telemetry.in_flight(),
+        "otlp": show_otlp(&state.exporter),
         "pools": snapshot.pools.iter().map(pool).collect::<Vec<_>>(),
     }))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::proxy::settings::{ListenerSettings, Settings};
 use crate::telemetry::Bounds;
-use crate::{quota, store};
+use crate::{otlp, quota, store};
 
 mod callers;
 mod check;
@@ -34,6 +34,8 @@ pub struct Config {
     pub access_log_queue: usize,
     /// How many names have series of their own. Not reloaded.
     pub metric_bounds: Bounds,
+    /// Where telemetry goes; absent when it goes nowhere. Not reloaded.
+    pub otlp: Option<otlp::Settings>,
     /// How often files are looked at; absent when they are not watched.
     pub watch: Option<Duration>,
     /// Time in which new requests are still taken while stopping.

@@ -25,6 +25,7 @@ pub mod finder;
 pub mod ids;
 pub mod meter;
 pub mod observe;
+pub mod otlp;
 pub mod owner;
 pub mod pacer;
 pub mod probe;

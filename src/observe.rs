@@ -2,8 +2,8 @@
 //! caches, limits, Redis, certificates.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::balance;
 use crate::ids::CallerId;
+use crate::otlp::Exporter;
 use crate::proxy::snapshot::{PoolState, Snapshot};
 use crate::quota::Limiter;
 use crate::quota::limit::Metric;
@@ -32,6 +33,8 @@ pub struct Observer {
     pub store: Option<Store>,
     /// Listeners and the files of their certificates.
     pub certificates: Vec<(String, PathBuf)>,
+    /// Sends telemetry; known once it runs.
+    pub exporter: OnceLock<Exporter>,
 }
 
 impl Observer {
@@ -53,6 +56,7 @@ impl Observer {
         pools(&snapshot.pools, readings);
         self.limits(readings);
         readings.push(self.quotas(&snapshot));
+        self.exports(readings);
         if let Some(store) = &self.store {
             let is_up = f64::from(u8::from(store.health().is_up));
             readings.push(Reading::new(&metrics::REDIS_UP).with(&[], is_up));
@@ -115,6 +119,28 @@ impl Observer {
                 .with(&[], self.limiter.is_away().map_or(-1.0, |away| f64::from(u8::from(!away)))),
             Reading::new(&metrics::QUOTA_REPLICAS).with(&[], self.limiter.replicas() as f64),
         ]);
+    }
+
+    fn exports(&self, readings: &mut Vec<Reading>) {
+        let [mut exported, mut failures, mut queue] = [
+            Reading::new(&metrics::EXPORTED),
+            Reading::new(&metrics::EXPORT_FAILURES),
+            Reading::new(&metrics::EXPORT_QUEUE),
+        ];
+        for (signal, stats) in self.exporter.get().map(Exporter::stats).unwrap_or_default() {
+            let word = signal.word();
+            for (result, count) in [
+                ("sent", stats.sent),
+                ("queue_full", stats.dropped_full),
+                ("refused", stats.dropped_refused),
+                ("too_late", stats.dropped_late),
+            ] {
+                exported.add(&[word, result], count as f64);
+            }
+            failures.add(&[word], stats.failed as f64);
+            queue.add(&[word], stats.queued as f64);
+        }
+        readings.extend([exported, failures, queue]);
     }
 
     /// How much of their limits the callers use who have a name in metrics. Limits of which nothing is used are left out.

@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use http::request::Parts;
-use opentelemetry_proto::tonic::trace::v1::Span;
 use serde::Serialize;
 
 use crate::access_log::AccessLog;
 use crate::auth::Caller;
 use crate::failure::Failure;
 use crate::ids::{ApiName, ModelId, PoolName, RequestId};
+use crate::otlp::Exporter;
 use crate::quota::limit::NANO;
 use crate::telemetry::{Ended, Pieces, Telemetry};
 use crate::trace::{Sampling, Trace};
 
-mod spans;
+mod export;
 
 /// Tokens of a request.
 #[derive(Clone, Copy, Debug)]
@@ -164,14 +164,11 @@ pub struct Finished<'a> {
     pub sampling: &'a Sampling,
 }
 
-/// Takes the spans of a request.
-pub type SpanSink = Box<dyn Fn(Vec<Span>) + Send + Sync>;
-
 /// Writes records.
 pub struct Recorder {
     telemetry: Arc<Telemetry>,
     access_log: AccessLog,
-    spans: Option<SpanSink>,
+    exporter: Exporter,
 }
 
 /// One line of the access log. Holds no query, no header and no body: they may carry secrets.
@@ -221,6 +218,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
     first_byte_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_chunk_ms: Option<f64>,
     total_ms: f64,
     request_bytes: usize,
     response_bytes: usize,
@@ -233,13 +232,13 @@ struct Line<'a> {
 
 impl Recorder {
     /// A recorder into these.
-    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog, spans: Option<SpanSink>) -> Self {
-        Self { telemetry, access_log, spans }
+    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog, exporter: Exporter) -> Self {
+        Self { telemetry, access_log, exporter }
     }
 
     /// Whether anybody is told of traces.
     pub fn takes_traces(&self) -> bool {
-        self.spans.is_some()
+        self.exporter.takes_traces()
     }
 
     /// A piece of a streamed answer has come.
@@ -279,11 +278,16 @@ impl Recorder {
         let trail = &mut *finished.trail;
         let label = trail.failure.as_ref().map(Failure::label);
         trail.trace.iter_mut().for_each(|trace| trace.end(label));
+        let finished = &*finished;
         let trail = &*finished.trail;
         let failure = trail.failure.as_ref();
         let is_kept = |trace: &&Trace| trace.is_kept(finished.sampling, failure.is_some(), finished.total);
         let trace = trail.trace.as_deref().filter(is_kept);
         let caller = trail.caller.as_deref();
+        // Before it counts as ended: who waits for the last request to end then finds its record.
+        if self.access_log.is_on() || self.exporter.takes_logs() || trace.is_some() {
+            self.tell(finished, trace);
+        }
         self.telemetry.end(&Ended {
             api: trail.api.as_ref().map_or("", ApiName::as_str),
             operation: trail.operation.as_deref().unwrap_or(""),
@@ -309,15 +313,10 @@ impl Recorder {
             cache: trail.cache.map(|cache| (cache.result, cache.hits, cache.misses)),
             seen_in: trace.map(|trace| (trace.id, trace.span)),
         });
-        if self.access_log.is_on() {
-            self.log(finished);
-        }
-        if let (Some(trace), Some(send)) = (trace, &self.spans) {
-            send(spans::of(finished, trace));
-        }
     }
 
-    fn log(&self, finished: &Finished<'_>) {
+    /// Writes the record to where it is wanted: the access log, the collector's logs and, in spans, its traces.
+    fn tell(&self, finished: &Finished<'_>, trace: Option<&Trace>) {
         let Finished { trail, request_id, total, request, .. } = finished;
         let (failure, total) = (trail.failure.as_ref(), *total);
         let caller = trail.caller.as_deref();
@@ -358,6 +357,7 @@ impl Recorder {
                 _ => None,
             },
             first_byte_ms: trail.first_byte.map(millis),
+            first_chunk_ms: trail.first_chunk.map(millis),
             total_ms: millis(total),
             request_bytes: trail.request_bytes,
             response_bytes: trail.response_bytes,
@@ -366,6 +366,15 @@ impl Recorder {
             tokens: trail.tokens.map(|t| if t.is_stated { "stated" } else { "counted" }),
             spend: trail.spend.map(|nano| nano as f64 / NANO as f64),
         };
+        if self.exporter.takes_logs() {
+            self.exporter.log(export::log(&line, trail.trace.as_deref()));
+        }
+        if let Some(trace) = trace {
+            self.exporter.spans(export::spans(&line, finished, trace));
+        }
+        if !self.access_log.is_on() {
+            return;
+        }
         if let Ok(mut bytes) = serde_json::to_vec(&line) {
             bytes.push(b'\n');
             self.access_log.write(&bytes);

@@ -2,8 +2,8 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::config::file::{CallerStore, LogTarget};
 use crate::directory::Directory;
 use crate::observe::Observer;
+use crate::otlp::{self, Exporter};
 use crate::owner::Owners;
 use crate::pacer;
 use crate::proxy::Gateway;
@@ -40,7 +41,7 @@ use crate::quota::{self, Limiter};
 use crate::record::Recorder;
 use crate::reload::{self, Ask, Reloader};
 use crate::store::{self, Store};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{self, Telemetry};
 
 mod tls;
 
@@ -56,6 +57,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let seen = reload::print(&config.files);
     let access_log = access_log(&config)?;
     let telemetry = Arc::new(Telemetry::new(config.metric_bounds, access_log.dropped()));
+    let collector = config.otlp.clone();
     let Config {
         listeners,
         admin,
@@ -82,7 +84,20 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let directory = Directory::new(Arc::clone(&snapshot), Arc::clone(&limits.limiter), records)
         .map_err(|reason| anyhow!(reason))?;
     let draining = Arc::new(AtomicBool::new(false));
-    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log, None));
+    let certificates = listeners
+        .iter()
+        .filter_map(|listener| Some((listener.address.to_string(), listener.tls.as_ref()?.certificate_file.clone())))
+        .collect();
+    let observer = Arc::new(Observer {
+        telemetry: Arc::clone(&telemetry),
+        snapshot: Arc::clone(&snapshot),
+        limiter: Arc::clone(&limits.limiter),
+        store: limits.store.clone(),
+        certificates,
+        exporter: OnceLock::new(),
+    });
+    let exporter = exporter(collector, &observer)?;
+    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log, exporter.clone()));
 
     let admin_socket = bind(&admin.address.to_string())?;
     listeners.iter().try_for_each(|l| check_free(l.address))?;
@@ -119,17 +134,6 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         telemetry: Arc::clone(&telemetry),
     };
     let paced = Arc::clone(&snapshot);
-    let certificates = listeners
-        .iter()
-        .filter_map(|listener| Some((listener.address.to_string(), listener.tls.as_ref()?.certificate_file.clone())))
-        .collect();
-    let observer = Arc::new(Observer {
-        telemetry: Arc::clone(&telemetry),
-        snapshot: Arc::clone(&snapshot),
-        limiter: Arc::clone(&limits.limiter),
-        store: limits.store.clone(),
-        certificates,
-    });
     let state = admin::State {
         snapshot,
         limiter: Arc::clone(&limits.limiter),
@@ -141,6 +145,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         directory: Arc::clone(&directory),
         keys_file,
         purges: Arc::clone(&purges),
+        exporter: exporter.clone(),
     };
     let (stop, stopped) = watch::channel(false);
     let (working, done) = mpsc::channel(1);
@@ -160,7 +165,8 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     // One may be busy with a page of usage while the other asks Redis for leases.
     control.threads = Some(2);
     server.add_service(control);
-    let shutdown_signal = Box::new(Drain { draining, telemetry, settle, grace, stop, done: Mutex::new(done) });
+    let shutdown_signal =
+        Box::new(Drain { draining, telemetry, settle, grace, stop, done: Mutex::new(done), exporter });
     server.run(RunArgs { shutdown_signal });
     Ok(())
 }
@@ -213,6 +219,20 @@ fn access_log(config: &Config) -> Result<AccessLog> {
         LogTarget::File(path) => AccessLog::file(path, config.access_log_queue)
             .with_context(|| format!("opening the access log {}", path.display())),
     }
+}
+
+/// Begins to send telemetry, where a collector is named. What became of it is part of the metrics, which it sends too.
+fn exporter(settings: Option<otlp::Settings>, observer: &Arc<Observer>) -> Result<Exporter> {
+    let exporter = match settings {
+        None => Exporter::off(),
+        Some(settings) => {
+            let observer = Arc::clone(observer);
+            let read = move || telemetry::otlp::metrics(&observer.readings());
+            otlp::start(settings, read).context("starting to send telemetry")?
+        }
+    };
+    observer.exporter.get_or_init(|| exporter.clone());
+    Ok(exporter)
 }
 
 /// Learns now, and in words, whether an address can be had. Never listens: whoever connected meanwhile would be cut off.
@@ -401,14 +421,16 @@ struct Drain {
     stop: watch::Sender<bool>,
     /// Closes when it has.
     done: Mutex<mpsc::Receiver<()>>,
+    exporter: Exporter,
 }
 
 impl Drain {
-    /// Lets background work end: leases go back, counts are written.
+    /// Lets background work end: leases go back, counts are written, and telemetry is sent.
     async fn finish(&self) {
         const LONGEST: Duration = Duration::from_secs(3);
         let _ = self.stop.send(true);
         let _ = tokio::time::timeout(LONGEST, self.done.lock().await.recv()).await;
+        self.exporter.flush(LONGEST).await;
     }
 }
 

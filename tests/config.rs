@@ -218,6 +218,8 @@ fn the_annotated_references_state_the_codes_defaults() {
         "pools.tls.ca_file",
         "pools.tls.server_name",
         "catalogue.directory",
+        "telemetry.service",
+        "telemetry.otlp",
     ];
     assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), off.map(str::to_owned).into());
     let stated = yaml::parse_value(&switched_on(&text)).unwrap();
@@ -234,6 +236,11 @@ fn the_annotated_references_state_the_codes_defaults() {
     let mut found = Vec::new();
     beyond("", &stated["pools"][0]["discovery"], &discovery, &mut found);
     assert_eq!(found, ["cluster", "dns", "keep_ms", "kubernetes", "name_servers", "srv"]);
+    let otlp = serde_json::to_value(file::Otlp::default()).unwrap();
+    let mut found = Vec::new();
+    beyond("", &stated["telemetry"]["otlp"], &otlp, &mut found);
+    let none = ["ca_file", "certificate_file", "compression", "endpoint", "headers.authorization", "key_file"];
+    assert_eq!(found, [&none[..], &["protocol", "timeout_ms"]].concat());
     let price: file::Price = serde_json::from_value(json!({ "model": "meta/*" })).unwrap();
     let mut found = Vec::new();
     beyond("", &stated["prices"][0], &serde_json::to_value(price).unwrap(), &mut found);
@@ -647,6 +654,40 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
                 "c.yaml:12:5: pools[1].models: calls of gRPC name no model that could be read; leave this out",
                 "c.yaml:13:14: pools[1].health.enabled: probes speak HTTP/1, which endpoints of gRPC do not",
                 "c.yaml:14:13: pools[1].hedge.enabled: connections of gRPC are bound to one pool and endpoint; leave this out",
+            ],
+        ),
+        (
+            "telemetry that goes nowhere",
+            with("telemetry:\n  otlp:\n    batch: 10\n"),
+            &["c.yaml:9:3: telemetry.otlp: the key endpoint is required where OTEL_EXPORTER_OTLP_ENDPOINT is not set"],
+        ),
+        (
+            "telemetry that can not be sent so",
+            with("telemetry:\n  resource: {'': x}\n  otlp:\n    endpoint: collector:4317\n    protocol: http\n"),
+            &["c.yaml:12:5: telemetry.otlp.protocol: expected grpc or http/protobuf, found text"],
+        ),
+        (
+            "a collector without a scheme, a file that is not there, a header of the protocol, a certificate without a key",
+            with(
+                "telemetry:\n  resource: {'': x}\n  otlp:\n    endpoint: http://user:secret@c\n    \
+                 headers: {te: {file: keys.yaml}}\n",
+            ),
+            &[
+                "c.yaml:9:14: telemetry.resource.: expected a name of 1 to 256 characters and a value of at most 4096",
+                "c.yaml:11:5: telemetry.otlp.endpoint: expected http://host:port or https://host:port, without a user, a query or a fragment",
+            ],
+        ),
+        (
+            "telemetry with files that are of no use",
+            with(
+                "telemetry:\n  otlp:\n    endpoint: https://c\n    ca_file: keys.yaml\n    certificate_file: none.pem\n    \
+                 headers: {te: {file: keys.yaml}}\n",
+            ),
+            &[
+                "c.yaml:9:3: telemetry.otlp: certificate_file and key_file go together",
+                "c.yaml:11:5: telemetry.otlp.ca_file: keys.yaml: expected a PEM file with at least one certificate",
+                "c.yaml:12:5: telemetry.otlp.certificate_file: none.pem can not be read: No such file or directory (os error 2)",
+                "c.yaml:13:15: telemetry.otlp.headers.te: expected the name of a header that the protocol does not have itself, and one line of text",
             ],
         ),
         (

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 34] = [
+const ARROWS: [(&str, &[&str]); 35] = [
     ("pacer", &["admission", "proxy", "quota", "store"]),
     ("admission", &["ids"]),
     ("ids", &[]),
@@ -36,9 +36,10 @@ const ARROWS: [(&str, &[&str]); 34] = [
     ("revision", &["balance", "probe", "proxy"]),
     ("failure", &["ids", "admission", "auth", "balance", "catalogue", "quota", "route", "schema", "upstream"]),
     ("access_log", &[]),
-    ("telemetry", &["ids"]),
-    ("record", &["access_log", "auth", "failure", "ids", "quota", "telemetry", "trace"]),
-    ("observe", &["balance", "ids", "proxy", "quota", "store", "telemetry"]),
+    ("otlp", &[]),
+    ("telemetry", &["otlp"]),
+    ("record", &["access_log", "auth", "failure", "ids", "otlp", "quota", "telemetry", "trace"]),
+    ("observe", &["balance", "ids", "otlp", "proxy", "quota", "store", "telemetry"]),
     ("trace", &[]),
     (
         "proxy",
@@ -72,6 +73,7 @@ const ARROWS: [(&str, &[&str]); 34] = [
             "balance",
             "catalogue",
             "discovery",
+            "otlp",
             "proxy",
             "quota",
             "route",
@@ -96,6 +98,7 @@ const ARROWS: [(&str, &[&str]); 34] = [
             "config",
             "directory",
             "observe",
+            "otlp",
             "proxy",
             "quota",
             "reload",
@@ -112,6 +115,7 @@ const ARROWS: [(&str, &[&str]); 34] = [
             "config",
             "directory",
             "observe",
+            "otlp",
             "owner",
             "pacer",
             "probe",
@@ -127,14 +131,15 @@ const ARROWS: [(&str, &[&str]); 34] = [
     ("cli", &["auth", "config", "directory", "proxy", "quota", "server", "sim"]),
 ];
 /// Libraries and the only modules that may name them.
-const LIBRARIES: [(&str, &[&str]); 11] = [
+const LIBRARIES: [(&str, &[&str]); 13] = [
     ("redis", &["store", "quota", "directory", "cache", "owner", "pacer"]),
     ("hickory_resolver", &["discovery"]),
     ("kube", &["discovery"]),
     ("k8s_openapi", &["discovery"]),
     ("pingora", &["proxy", "server", "admin"]),
     ("jsonschema", &["schema", "config"]),
-    ("opentelemetry_proto", &["telemetry", "record"]),
+    ("opentelemetry_proto", &["otlp", "record", "telemetry"]),
+    ("prost", &["otlp"]),
     ("x509_parser", &["observe"]),
     ("saphyr_parser", &["config"]),
     ("anyhow", &["cli", "config", "server", "main"]),

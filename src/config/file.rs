@@ -34,7 +34,7 @@ pub use load::{
     Balance, Breaker, Cache, CacheScope, Hedge, Pace, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason,
 };
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
-pub use telemetry::{MetricBounds, Telemetry, Traces};
+pub use telemetry::{MetricBounds, Otlp, OtlpCompression, OtlpProtocol, Telemetry, Traces};
 
 /// The configuration of nimgate.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]

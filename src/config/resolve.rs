@@ -19,6 +19,7 @@ mod limits;
 mod pem;
 mod pool;
 mod store;
+mod telemetry;
 
 /// A path that a file names, relative to that file.
 pub(super) fn beside(file: &Path, named: &Path) -> PathBuf {
@@ -47,6 +48,7 @@ impl<'a> Resolver<'a> {
         let catalogue = self.catalogue(&file);
         let pools = self.pools(&file, catalogue.as_ref());
         let redis = file.redis.as_ref().map(|redis| self.store(redis));
+        let otlp = self.otlp(&file.telemetry);
         let sharing = self.sharing(&file);
         let counts = self.counts(&file);
         let known = catalogue.as_ref().map(|catalogue| Known::new(catalogue, &pools)).unwrap_or_default();
@@ -91,6 +93,7 @@ impl<'a> Resolver<'a> {
                 models: file.telemetry.metrics.max_models,
                 endpoints: file.telemetry.metrics.max_endpoints,
             },
+            otlp,
             watch: file.reload.watch.then(|| ms(file.reload.interval_ms)),
             settle: ms(file.shutdown.settle_ms),
             grace: ms(file.shutdown.grace_ms),

@@ -1,9 +1,9 @@
 //! Readings as OpenTelemetry's own messages.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, Exemplar as ProtoExemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge,
@@ -13,35 +13,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use super::histogram::{Exemplar, Spread};
 use super::metric::{Form, Metric, Point, Reading, Value};
 use super::process::BEGUN;
-
-/// An attribute that is text.
-pub fn text(key: &str, value: impl Into<String>) -> KeyValue {
-    attribute(key, any_value::Value::StringValue(value.into()))
-}
-
-/// An attribute that is a whole number.
-pub fn whole(key: &str, value: impl TryInto<i64>) -> KeyValue {
-    attribute(key, any_value::Value::IntValue(value.try_into().unwrap_or(i64::MAX)))
-}
-
-/// An attribute that is true or false.
-pub fn truth(key: &str, value: bool) -> KeyValue {
-    attribute(key, any_value::Value::BoolValue(value))
-}
-
-/// An attribute that is a number.
-pub fn number(key: &str, value: f64) -> KeyValue {
-    attribute(key, any_value::Value::DoubleValue(value))
-}
-
-fn attribute(key: &str, value: any_value::Value) -> KeyValue {
-    KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
-}
-
-/// A time as OpenTelemetry counts it: nanoseconds since 1970.
-pub fn nanos(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
-}
+use crate::otlp::value::{nanos, text};
 
 /// The metrics of these readings. Sums count from the start of the process.
 pub fn metrics(readings: &[Reading]) -> Vec<ProtoMetric> {

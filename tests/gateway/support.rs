@@ -38,6 +38,8 @@ pub struct Setup {
     listener: String,
     admin: String,
     callers: String,
+    access_log: String,
+    env: Vec<(String, String)>,
 }
 
 /// A running gateway; stopped when dropped.
@@ -133,6 +135,18 @@ impl Setup {
         self
     }
 
+    /// Adds YAML of the access log, such as `sample: 0.5`.
+    pub fn access_log(mut self, yaml: &str) -> Self {
+        self.access_log = format!(", {yaml}");
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Adds a key with this YAML.
     pub fn key(mut self, key: &str, yaml: &str) -> Self {
         self.keys += &record(key, yaml);
@@ -160,14 +174,15 @@ impl Setup {
         std::fs::write(directory.path().join("admin.token"), &self.admin).unwrap();
         let config = format!(
             "listeners:\n  - address: {address}\n{}admin: {{address: '{admin}'{token}}}\n\
-             callers: {{keys_file: keys.yaml{}}}\naccess_log: {{target: {{file: access.log}}}}\nreload: {{interval_ms: 50}}\n{}pools:\n{}",
-            self.listener, self.callers, self.top, self.pools
+             callers: {{keys_file: keys.yaml{}}}\naccess_log: {{target: {{file: access.log}}{}}}\nreload: {{interval_ms: 50}}\n{}pools:\n{}",
+            self.listener, self.callers, self.access_log, self.top, self.pools
         );
         std::fs::write(directory.path().join("nimgate.yaml"), config).unwrap();
         let output = std::fs::File::create(directory.path().join("output")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_nimgate"))
             .args(["serve", "--config"])
             .arg(directory.path().join("nimgate.yaml"))
+            .envs(self.env)
             .stdout(output.try_clone().unwrap())
             .stderr(output)
             .stdin(Stdio::null())
