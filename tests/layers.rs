@@ -131,7 +131,7 @@ const ARROWS: [(&str, &[&str]); 35] = [
     ("cli", &["auth", "config", "directory", "proxy", "quota", "server", "sim"]),
 ];
 /// Libraries and the only modules that may name them.
-const LIBRARIES: [(&str, &[&str]); 13] = [
+const LIBRARIES: [(&str, &[&str]); 12] = [
     ("redis", &["store", "quota", "directory", "cache", "owner", "pacer"]),
     ("hickory_resolver", &["discovery"]),
     ("kube", &["discovery"]),
