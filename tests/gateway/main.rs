@@ -43,5 +43,6 @@ mod shared;
 mod spill;
 mod stream;
 mod tls;
+mod traces;
 mod unwell;
 mod vectors;

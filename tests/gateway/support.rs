@@ -283,11 +283,19 @@ impl Gateway {
         answer(self.client.get(uri).await.unwrap()).await
     }
 
-    /// The metrics whose line begins with `prefix`, summed.
-    pub async fn metric(&self, prefix: &str) -> f64 {
+    /// Reads a page of the admin listener in a format.
+    pub async fn get_admin_as(&self, path: &str, accept: &str) -> Answer {
+        let request = Request::get(format!("http://{}{path}", self.admin)).header("accept", accept);
+        answer(self.client.request(request.body(Full::default()).unwrap()).await.unwrap()).await
+    }
+
+    /// The metrics of this name with these labels, in any order and maybe among others, summed.
+    pub async fn metric(&self, wanted: &str) -> f64 {
         let page = self.admin("/metrics").await.text();
-        let lines = page.lines().filter(|line| line.starts_with(prefix));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        let (name, labels) = wanted.split_once('{').unwrap_or((wanted, ""));
+        let labels: Vec<&str> = labels.trim_end_matches('}').split(',').collect();
+        let is_wanted = |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
+        page.lines().filter(is_wanted).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// The state page's entry of a pool.
