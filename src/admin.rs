@@ -33,6 +33,7 @@ use crate::telemetry::page::Format;
 mod document;
 mod groups;
 mod keys;
+mod level;
 mod problem;
 mod shown;
 mod site;
@@ -99,6 +100,8 @@ fn endpoints() -> Vec<Endpoint> {
         open(GET, "/metrics", metrics),
         guarded(GET, "/state", show_state),
         guarded(Method::POST, "/reload", reload),
+        guarded(GET, "/log/level", level::show),
+        guarded(PUT, "/log/level", level::put),
         guarded(GET, "/openapi.json", document::show),
         guarded(GET, "/keys", keys::list),
         guarded(Method::POST, "/keys", keys::create),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::proxy::settings::{ListenerSettings, Settings};
 use crate::telemetry::Bounds;
-use crate::{otlp, quota, store};
+use crate::{log, otlp, quota, store};
 
 mod callers;
 mod check;
@@ -34,6 +34,12 @@ pub struct Config {
     pub access_log_queue: usize,
     /// How many names have series of their own. Not reloaded.
     pub metric_bounds: Bounds,
+    /// The share of unremarkable requests that have a record.
+    pub access_log_sample: f64,
+    /// How long a request takes that has a record whatever the share.
+    pub access_log_slow: Duration,
+    /// How the gateway's own log is. Not reloaded.
+    pub log: log::Settings,
     /// Where telemetry goes; absent when it goes nowhere. Not reloaded.
     pub otlp: Option<otlp::Settings>,
     /// How often files are looked at; absent when they are not watched.

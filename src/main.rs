@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use nimgate::cli::{self, Cli};
-use tracing_subscriber::EnvFilter;
+use nimgate::log;
 
 // Gateways hold many short-lived buffers on many threads; glibc's allocator keeps them (docs/decisions/0003).
 #[global_allocator]
@@ -12,10 +12,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("NIMGATE_LOG").unwrap_or_else(|_| {
-        EnvFilter::new("info,pingora=error,pingora_core=error,pingora_proxy=off,hickory_net=error,redis=error")
-    });
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log::init(std::env::var("NIMGATE_LOG").ok());
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         tracing::debug!("a crypto provider was installed already");
     }

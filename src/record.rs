@@ -164,10 +164,31 @@ pub struct Finished<'a> {
     pub sampling: &'a Sampling,
 }
 
+/// Which requests have a line in the access log, and a record at the collector.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// The share of those that went well and were not slow.
+    pub share: f64,
+    /// How long a slow one takes.
+    pub slow: Duration,
+}
+
+impl Sample {
+    /// Whether this request is one of them.
+    fn takes(self, trail: &Trail, total: Duration) -> bool {
+        let is_well = trail.failure.is_none()
+            && matches!(trail.status, 100..400)
+            && trail.grpc.is_none_or(|code| code == 0)
+            && total < self.slow;
+        !is_well || self.share >= 1.0 || fastrand::f64() < self.share
+    }
+}
+
 /// Writes records.
 pub struct Recorder {
     telemetry: Arc<Telemetry>,
     access_log: AccessLog,
+    sample: Sample,
     exporter: Exporter,
 }
 
@@ -232,8 +253,8 @@ struct Line<'a> {
 
 impl Recorder {
     /// A recorder into these.
-    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog, exporter: Exporter) -> Self {
-        Self { telemetry, access_log, exporter }
+    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog, sample: Sample, exporter: Exporter) -> Self {
+        Self { telemetry, access_log, sample, exporter }
     }
 
     /// Whether anybody is told of traces.
@@ -285,8 +306,16 @@ impl Recorder {
         let trace = trail.trace.as_deref().filter(is_kept);
         let caller = trail.caller.as_deref();
         // Before it counts as ended: who waits for the last request to end then finds its record.
-        if self.access_log.is_on() || self.exporter.takes_logs() || trace.is_some() {
-            self.tell(finished, trace);
+        let is_wanted = self.access_log.is_on() || self.exporter.takes_logs();
+        let is_recorded = is_wanted && self.sample.takes(trail, finished.total);
+        if is_recorded || trace.is_some() {
+            let line = line(finished);
+            if is_recorded {
+                self.tell(&line, trail);
+            }
+            if let Some(trace) = trace {
+                self.exporter.spans(export::spans(&line, finished, trace));
+            }
         }
         self.telemetry.end(&Ended {
             api: trail.api.as_ref().map_or("", ApiName::as_str),
@@ -315,70 +344,71 @@ impl Recorder {
         });
     }
 
-    /// Writes the record to where it is wanted: the access log, the collector's logs and, in spans, its traces.
-    fn tell(&self, finished: &Finished<'_>, trace: Option<&Trace>) {
-        let Finished { trail, request_id, total, request, .. } = finished;
-        let (failure, total) = (trail.failure.as_ref(), *total);
-        let caller = trail.caller.as_deref();
-        let line = Line {
-            time: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
-            request_id: request_id.as_str(),
-            trace_id: trail.trace.as_ref().map(|trace| format!("{:032x}", trace.id)),
-            client: trail.client.as_deref(),
-            method: request.method.as_str(),
-            path: bounded(request.uri.path()),
-            http_version: format!("{:?}", request.version),
-            caller: caller.map(|c| c.id().as_str()),
-            org: caller.map(Caller::org),
-            team: caller.map(Caller::team),
-            api: trail.api.as_ref().map(ApiName::as_str),
-            operation: trail.operation.as_deref(),
-            model: trail.model.as_ref().map(ModelId::as_str),
-            stream: trail.stream,
-            pool: trail.pool.as_ref().map(PoolName::as_str),
-            endpoint: trail.endpoint.as_deref(),
-            attempts: trail.attempts,
-            nvcf_request_id: trail.nvcf_id.as_deref(),
-            queue_ms: trail.queued.map(millis),
-            spilled_from: trail.spill.as_ref().map(|spill| spill.from.as_str()),
-            spill_reason: trail.spill.as_ref().map(|spill| spill.reason.word()),
-            hedge: trail.hedge.map(hedge_word),
-            cache: trail.cache.map(|cache| cache.result),
-            cache_hits: trail.cache.map(|cache| cache.hits),
-            cache_misses: trail.cache.map(|cache| cache.misses),
-            cache_reason: trail.cache.and_then(|cache| cache.reason),
-            status: trail.status,
-            grpc_status: trail.grpc,
-            error: failure.map(Failure::label),
-            blame: failure.map(|f| f.blame().word()),
-            detail: match failure {
-                Some(Failure::Internal(detail)) => Some(detail),
-                Some(Failure::ResultLost(reason)) => Some(reason),
-                _ => None,
-            },
-            first_byte_ms: trail.first_byte.map(millis),
-            first_chunk_ms: trail.first_chunk.map(millis),
-            total_ms: millis(total),
-            request_bytes: trail.request_bytes,
-            response_bytes: trail.response_bytes,
-            input_tokens: trail.tokens.map(|t| t.input),
-            output_tokens: trail.tokens.map(|t| t.output),
-            tokens: trail.tokens.map(|t| if t.is_stated { "stated" } else { "counted" }),
-            spend: trail.spend.map(|nano| nano as f64 / NANO as f64),
-        };
+    /// Writes the record to where it is wanted: the access log, and the collector's logs.
+    fn tell(&self, line: &Line<'_>, trail: &Trail) {
         if self.exporter.takes_logs() {
-            self.exporter.log(export::log(&line, trail.trace.as_deref()));
-        }
-        if let Some(trace) = trace {
-            self.exporter.spans(export::spans(&line, finished, trace));
+            self.exporter.log(export::log(line, trail.trace.as_deref()));
         }
         if !self.access_log.is_on() {
             return;
         }
-        if let Ok(mut bytes) = serde_json::to_vec(&line) {
+        if let Ok(mut bytes) = serde_json::to_vec(line) {
             bytes.push(b'\n');
             self.access_log.write(&bytes);
         }
+    }
+}
+
+/// What is told of a request.
+fn line<'a>(finished: &'a Finished<'_>) -> Line<'a> {
+    let Finished { trail, request_id, total, request, .. } = finished;
+    let (failure, total) = (trail.failure.as_ref(), *total);
+    let caller = trail.caller.as_deref();
+    Line {
+        time: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        request_id: request_id.as_str(),
+        trace_id: trail.trace.as_ref().map(|trace| format!("{:032x}", trace.id)),
+        client: trail.client.as_deref(),
+        method: request.method.as_str(),
+        path: bounded(request.uri.path()),
+        http_version: format!("{:?}", request.version),
+        caller: caller.map(|c| c.id().as_str()),
+        org: caller.map(Caller::org),
+        team: caller.map(Caller::team),
+        api: trail.api.as_ref().map(ApiName::as_str),
+        operation: trail.operation.as_deref(),
+        model: trail.model.as_ref().map(ModelId::as_str),
+        stream: trail.stream,
+        pool: trail.pool.as_ref().map(PoolName::as_str),
+        endpoint: trail.endpoint.as_deref(),
+        attempts: trail.attempts,
+        nvcf_request_id: trail.nvcf_id.as_deref(),
+        queue_ms: trail.queued.map(millis),
+        spilled_from: trail.spill.as_ref().map(|spill| spill.from.as_str()),
+        spill_reason: trail.spill.as_ref().map(|spill| spill.reason.word()),
+        hedge: trail.hedge.map(hedge_word),
+        cache: trail.cache.map(|cache| cache.result),
+        cache_hits: trail.cache.map(|cache| cache.hits),
+        cache_misses: trail.cache.map(|cache| cache.misses),
+        cache_reason: trail.cache.and_then(|cache| cache.reason),
+        status: trail.status,
+        grpc_status: trail.grpc,
+        error: failure.map(Failure::label),
+        blame: failure.map(|f| f.blame().word()),
+        detail: match failure {
+            Some(Failure::Internal(detail)) => Some(detail),
+            Some(Failure::ResultLost(reason)) => Some(reason),
+            _ => None,
+        },
+        first_byte_ms: trail.first_byte.map(millis),
+        first_chunk_ms: trail.first_chunk.map(millis),
+        total_ms: millis(total),
+        request_bytes: trail.request_bytes,
+        response_bytes: trail.response_bytes,
+        input_tokens: trail.tokens.map(|t| t.input),
+        output_tokens: trail.tokens.map(|t| t.output),
+        tokens: trail.tokens.map(|t| if t.is_stated { "stated" } else { "counted" }),
+        spend: trail.spend.map(|nano| nano as f64 / NANO as f64),
     }
 }
 

@@ -28,6 +28,7 @@ use crate::cache::{Purges, Remote};
 use crate::config::Config;
 use crate::config::file::{CallerStore, LogTarget};
 use crate::directory::Directory;
+use crate::log;
 use crate::observe::Observer;
 use crate::otlp::{self, Exporter};
 use crate::owner::Owners;
@@ -38,7 +39,7 @@ use crate::proxy::settings::ListenerSettings;
 use crate::proxy::snapshot::{PoolState, Snapshot};
 use crate::quota::shared::Courier;
 use crate::quota::{self, Limiter};
-use crate::record::Recorder;
+use crate::record::{Recorder, Sample};
 use crate::reload::{self, Ask, Reloader};
 use crate::store::{self, Store};
 use crate::telemetry::{self, Telemetry};
@@ -58,6 +59,8 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     let access_log = access_log(&config)?;
     let telemetry = Arc::new(Telemetry::new(config.metric_bounds, access_log.dropped()));
     let collector = config.otlp.clone();
+    let log_settings = config.log.clone();
+    let sample = Sample { share: config.access_log_sample, slow: config.access_log_slow };
     let Config {
         listeners,
         admin,
@@ -97,7 +100,8 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         exporter: OnceLock::new(),
     });
     let exporter = exporter(collector, &observer)?;
-    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log, exporter.clone()));
+    log::start(&log_settings, &exporter);
+    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log, sample, exporter.clone()));
 
     let admin_socket = bind(&admin.address.to_string())?;
     listeners.iter().try_for_each(|l| check_free(l.address))?;
@@ -369,6 +373,7 @@ impl BackgroundService for Control {
             () = reload_on_hangup(ask, hangup) => {}
             () = announce => {}
             () = resize(snapshot) => {}
+            () = tell_left_out() => {}
             _ = shutdown.changed() => {}
         }
     }
@@ -380,6 +385,14 @@ async fn resize(snapshot: Arc<ArcSwap<Snapshot>>) {
     loop {
         tokio::time::sleep(LOOK).await;
         snapshot.load().pools.iter().for_each(PoolState::resize);
+    }
+}
+
+/// Tells each second what the log left out.
+async fn tell_left_out() {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        log::tell_left_out();
     }
 }
 
@@ -430,6 +443,7 @@ impl Drain {
         const LONGEST: Duration = Duration::from_secs(3);
         let _ = self.stop.send(true);
         let _ = tokio::time::timeout(LONGEST, self.done.lock().await.recv()).await;
+        log::tell_left_out();
         self.exporter.flush(LONGEST).await;
     }
 }

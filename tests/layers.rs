@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 35] = [
+const ARROWS: [(&str, &[&str]); 36] = [
     ("pacer", &["admission", "proxy", "quota", "store"]),
     ("admission", &["ids"]),
     ("ids", &[]),
@@ -37,6 +37,7 @@ const ARROWS: [(&str, &[&str]); 35] = [
     ("failure", &["ids", "admission", "auth", "balance", "catalogue", "quota", "route", "schema", "upstream"]),
     ("access_log", &[]),
     ("otlp", &[]),
+    ("log", &["otlp"]),
     ("telemetry", &["otlp"]),
     ("record", &["access_log", "auth", "failure", "ids", "otlp", "quota", "telemetry", "trace"]),
     ("observe", &["balance", "ids", "otlp", "proxy", "quota", "store", "telemetry"]),
@@ -73,6 +74,7 @@ const ARROWS: [(&str, &[&str]); 35] = [
             "balance",
             "catalogue",
             "discovery",
+            "log",
             "otlp",
             "proxy",
             "quota",
@@ -97,6 +99,7 @@ const ARROWS: [(&str, &[&str]); 35] = [
             "cache",
             "config",
             "directory",
+            "log",
             "observe",
             "otlp",
             "proxy",
@@ -114,6 +117,7 @@ const ARROWS: [(&str, &[&str]); 35] = [
             "cache",
             "config",
             "directory",
+            "log",
             "observe",
             "otlp",
             "owner",
@@ -138,7 +142,7 @@ const LIBRARIES: [(&str, &[&str]); 12] = [
     ("k8s_openapi", &["discovery"]),
     ("pingora", &["proxy", "server", "admin"]),
     ("jsonschema", &["schema", "config"]),
-    ("opentelemetry_proto", &["otlp", "record", "telemetry"]),
+    ("opentelemetry_proto", &["log", "otlp", "record", "telemetry"]),
     ("prost", &["otlp"]),
     ("x509_parser", &["observe"]),
     ("saphyr_parser", &["config"]),

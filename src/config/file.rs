@@ -34,7 +34,7 @@ pub use load::{
     Balance, Breaker, Cache, CacheScope, Hedge, Pace, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason,
 };
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
-pub use telemetry::{MetricBounds, Otlp, OtlpCompression, OtlpProtocol, Telemetry, Traces};
+pub use telemetry::{Log, LogFormat, MetricBounds, Otlp, OtlpCompression, OtlpProtocol, Telemetry, Traces};
 
 /// The configuration of nimgate.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -70,6 +70,9 @@ pub struct File {
     /// One JSON line per request.
     #[serde(default)]
     pub access_log: AccessLog,
+    /// The gateway's own log.
+    #[serde(default)]
+    pub log: Log,
     /// What is told to those who operate the gateway.
     #[serde(default)]
     pub telemetry: Telemetry,
@@ -213,6 +216,12 @@ section! {
         /// Lines waiting to be written; further ones are dropped and counted.
         #[schemars(range(min = 16, max = 10_000_000))]
         queue: usize = 65_536,
+        /// The share of requests that have a record, among those that went well and were not slow.
+        #[schemars(range(min = 0, max = 1))]
+        sample: f64 = 1.0,
+        /// How long a request takes that counts as slow.
+        #[schemars(range(max = 86_400_000))]
+        slow_ms: u64 = 10_000,
     }
 }
 

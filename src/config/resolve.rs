@@ -49,6 +49,7 @@ impl<'a> Resolver<'a> {
         let pools = self.pools(&file, catalogue.as_ref());
         let redis = file.redis.as_ref().map(|redis| self.store(redis));
         let otlp = self.otlp(&file.telemetry);
+        let log = self.log(&file.log);
         let sharing = self.sharing(&file);
         let counts = self.counts(&file);
         let known = catalogue.as_ref().map(|catalogue| Known::new(catalogue, &pools)).unwrap_or_default();
@@ -93,6 +94,9 @@ impl<'a> Resolver<'a> {
                 models: file.telemetry.metrics.max_models,
                 endpoints: file.telemetry.metrics.max_endpoints,
             },
+            access_log_sample: file.access_log.sample,
+            access_log_slow: ms(file.access_log.slow_ms),
+            log,
             otlp,
             watch: file.reload.watch.then(|| ms(file.reload.interval_ms)),
             settle: ms(file.shutdown.settle_ms),

@@ -39,7 +39,7 @@ impl Answer {
     /// What an answer to a call of gRPC means.
     pub(super) fn of_call(&self) -> Outcome {
         if self.status != StatusCode::OK {
-            return self.by_status(String::new());
+            return self.by_status("");
         }
         let told = |name: &str| self.trailers.get(name).or_else(|| self.headers.get(name)).map(|v| v.as_bytes());
         let code = told("grpc-status").and_then(|code| std::str::from_utf8(code).ok()?.parse::<u32>().ok());
@@ -70,10 +70,10 @@ impl Answer {
         }
         let is_protobuf = self.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/x-protobuf");
         let stated = is_protobuf.then(|| Status::decode(self.body.clone()).ok()).flatten();
-        self.by_status(stated.map(|status| status.message).unwrap_or_default())
+        self.by_status(&stated.map(|status| status.message).unwrap_or_default())
     }
 
-    fn by_status(&self, message: String) -> Outcome {
+    fn by_status(&self, message: &str) -> Outcome {
         let reason = format!("status {}: {message}", self.status.as_u16());
         match self.status.as_u16() {
             429 | 502..=504 => Outcome::Failed { reason, after: retry_after(&self.headers) },

@@ -28,6 +28,7 @@ mod held;
 mod http2;
 mod input;
 mod life;
+mod log;
 mod native;
 mod otlp;
 mod pace;

@@ -71,6 +71,30 @@ section! {
     }
 }
 
+section! {
+    /// The gateway's own log, on standard error.
+    Log {
+        /// Which events are logged: LEVEL or TARGET=LEVEL, several between commas; NIMGATE_LOG goes above this.
+        #[schemars(length(min = 1, max = 1000))]
+        level: String = crate::log::LEVEL.into(),
+        /// How lines look.
+        format: LogFormat = LogFormat::Json,
+        /// Most events of one place in the code in a second. Further ones are left out, and counted.
+        #[schemars(range(min = 1, max = 1_000_000))]
+        per_second: u32 = 100,
+    }
+}
+
+/// How lines of the log look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// An object of JSON.
+    Json,
+    /// Text.
+    Text,
+}
+
 /// How exports are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum OtlpProtocol {

@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use super::{MIB, Resolver, beside, ms, pem};
 use crate::config::check::escaped;
 use crate::config::file::{self, OtlpCompression, OtlpProtocol};
+use crate::log;
 use crate::otlp::{Bounds, Identity, Protocol, Settings, Signal, Target, Tls};
 
 /// Headers that the protocol itself has.
@@ -60,6 +61,17 @@ impl Resolver<'_> {
             },
             metrics_interval: Duration::from_secs(otlp.metrics_interval_s),
         })
+    }
+
+    pub(super) fn log(&mut self, written: &file::Log) -> log::Settings {
+        if let Err(reason) = log::check(&written.level) {
+            self.mistake("/log/level", reason);
+        }
+        log::Settings {
+            level: written.level.clone(),
+            is_text: written.format == file::LogFormat::Text,
+            per_second: written.per_second,
+        }
     }
 
     /// What is said of this process: by the environment, and above that by the file.
