@@ -20,6 +20,7 @@ use super::nvcf_function::{Function, Surroundings, built_in};
 use super::nvcf_job::{Held, Job, Leash, Progress};
 use super::nvcf_worker::{ANY_FUNCTION, accepted, attached, degraded, inference_connection, mark, stamp, translate};
 use super::reply::{self, Refused, Shape};
+use super::seen::Run;
 use super::store::Store;
 use super::{Kind, Settings, body, is_uuid, lock, nim, nvcf_api, uuid};
 
@@ -228,6 +229,11 @@ impl Nvcf {
         async move {
             let Invocation { function, translated, mut request, .. } = invocation;
             let permit = Arc::clone(&function.workers).acquire_owned().await.ok();
+            let run = request.extensions().get::<Run>().cloned().unwrap_or_default();
+            let work = run.take();
+            if function.container.counts() {
+                run.begin();
+            }
             progress.start();
             mark(request.headers_mut(), &id, &function);
             let answer = function.container.answer(&around, &progress, request).await;
@@ -237,6 +243,7 @@ impl Nvcf {
                 // The slot is taken until the last byte.
                 Some(response) => attached(response, permit),
             };
+            work.done();
             progress.finish(outcome);
         }
     }

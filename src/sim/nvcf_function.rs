@@ -137,6 +137,11 @@ pub(super) struct Surroundings {
 }
 
 impl Container {
+    /// Whether reaching it is a run; an engine counts its own.
+    pub(super) fn counts(self) -> bool {
+        !matches!(self, Self::Unreachable | Self::Llm)
+    }
+
     /// The container's own answer; nothing if the worker cannot reach it.
     pub(super) async fn answer(
         self,

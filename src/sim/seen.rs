@@ -48,6 +48,8 @@ struct Log {
     connections: AtomicU64,
     in_flight: AtomicU64,
     cancelled: AtomicU64,
+    working: AtomicU64,
+    stopped: AtomicU64,
     closed: AtomicBool,
     paths: Mutex<HashMap<String, u64>>,
     history: Mutex<VecDeque<Arc<Mutex<Sighting>>>>,
@@ -85,6 +87,16 @@ impl Seen {
     /// Requests whose client left before the answer ended.
     pub fn cancelled(&self) -> u64 {
         self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Requests that workers of cloud functions are at.
+    pub fn working(&self) -> u64 {
+        self.0.working.load(Ordering::SeqCst)
+    }
+
+    /// Requests that workers of cloud functions began and did not end, since nobody waited any more.
+    pub fn stopped(&self) -> u64 {
+        self.0.stopped.load(Ordering::SeqCst)
     }
 
     /// Connections accepted so far.
@@ -184,6 +196,15 @@ impl Sighting {
 pub(super) struct Run(Option<(Arc<Log>, Option<String>)>);
 
 impl Run {
+    /// A worker takes the request.
+    pub(super) fn take(&self) -> Work {
+        let log = self.0.as_ref().map(|(log, _)| Arc::clone(log));
+        if let Some(log) = &log {
+            log.working.fetch_add(1, Ordering::SeqCst);
+        }
+        Work { log, is_done: false }
+    }
+
     pub(super) fn begin(&self) {
         let Some((log, id)) = &self.0 else { return };
         if let (Some(mut file), Some(id)) = (log.file.as_ref(), id) {
@@ -197,6 +218,29 @@ impl Run {
             Some(id) if runs.len() < COUNTED_IDS || runs.contains_key(id) => *runs.entry(id.clone()).or_default() += 1,
             _ => drop(log.uncounted.fetch_add(1, Ordering::SeqCst)),
         }
+    }
+}
+
+/// A worker is at a request; it was stopped unless it is done by the time that this is dropped.
+#[derive(Debug)]
+pub(super) struct Work {
+    log: Option<Arc<Log>>,
+    is_done: bool,
+}
+
+impl Work {
+    pub(super) fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let Some(log) = &self.log else { return };
+        if !self.is_done && !log.closed.load(Ordering::SeqCst) {
+            log.stopped.fetch_add(1, Ordering::SeqCst);
+        }
+        log.working.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,9 +1,11 @@
 //! Functions of NVCF behind a plain API: what NVCF holds, moves or loses, callers never see.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use http_body_util::BodyExt as _;
 use nimgate::sim::{
     DEGRADED_FUNCTION, ECHO_FUNCTION, LARGE_FUNCTION, LLM_FUNCTION, PROGRESS_FUNCTION, QUEUED_FUNCTION, SLOW_FUNCTION,
 };
@@ -13,6 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::failure::read_request;
 use crate::input::Wire;
+use crate::redis::Line;
 use crate::support::*;
 
 const UPSTREAM_KEY: &str = "nvapi-upstream-secret";
@@ -39,7 +42,11 @@ async fn nvcf() -> Simulator {
 }
 
 fn ask<'a>(gateway: &'a Gateway, pool: &str) -> Ask<'a> {
-    gateway.post(&format!("/pools/{pool}{PATH}"), &json!({ "prompt": "a" })).header("x-request-id", pool)
+    ask_as(gateway, pool, pool)
+}
+
+fn ask_as<'a>(gateway: &'a Gateway, pool: &str, id: &str) -> Ask<'a> {
+    gateway.post(&format!("/pools/{pool}{PATH}"), &json!({ "prompt": "a" })).header("x-request-id", id)
 }
 
 /// How often the simulator was asked to run a function, and how often what became of it.
@@ -47,6 +54,18 @@ fn asked(backend: &Simulator) -> (usize, usize) {
     let history = backend.seen().history();
     let count = |part: &str| history.iter().filter(|seen| seen.path.contains(part)).count();
     (count("/pexec/functions/"), count("/pexec/status/"))
+}
+
+/// Whether no request ran twice, wherever it ran; says how many ran.
+fn ran_once(backends: &[&Simulator]) -> usize {
+    let mut runs = HashMap::<String, u64>::new();
+    for backend in backends {
+        assert_eq!(backend.seen().uncounted_runs(), 0);
+        backend.seen().runs().into_iter().for_each(|(id, count)| *runs.entry(id).or_default() += count);
+    }
+    let twice: Vec<_> = runs.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    runs.len()
 }
 
 #[tokio::test]
@@ -139,6 +158,7 @@ async fn what_never_started_and_what_did_not_finish_are_told_apart() {
         fails("progress", "4", "not_finished", "inference-service", "50 % were done"),
     );
     assert_eq!(asked(&backend).0, 4, "nothing was sent twice");
+    assert_eq!(ran_once(&[&backend]), 2, "what was queued never ran");
     gateway.until_idle().await;
 }
 
@@ -186,8 +206,131 @@ async fn who_leaves_ends_the_call() {
     gateway.until_idle().await;
 }
 
+#[tokio::test]
+async fn a_job_whose_caller_left_while_it_was_polled_ends_by_its_leash() {
+    let backend = nvcf().await;
+    let gateway = start(pool(Gateway::setup(), "left", SLOW_FUNCTION, "hold_s: 1", &backend.url())).await;
+    let call = ask(&gateway, "left").header("x-sim-gate-work", "never").begin();
+    tokio::select! {
+        _ = call => panic!("it is answered"),
+        () = until("it is polled", async || asked(&backend).1 > 0) => {}
+    }
+    let left = Instant::now();
+    until("it is known that the caller left", async || backend.seen().in_flight() == 0).await;
+    gateway.until_idle().await;
+    let polls = asked(&backend).1;
+    assert_eq!((backend.seen().working(), backend.seen().stopped()), (1, 0), "the worker does not know yet");
+    until("the worker stops", async || backend.seen().working() == 0).await;
+    assert!(left.elapsed() > Duration::from_secs(7), "before its leash was over: {:?}", left.elapsed());
+    assert_eq!((backend.seen().stopped(), asked(&backend).1), (1, polls), "nobody asked any more");
+    assert_eq!(ran_once(&[&backend]), 1);
+}
+
+#[tokio::test]
+async fn a_gap_between_polls_kills_no_job() {
+    let backend = nvcf().await;
+    let mut line = Line::to(backend.address()).await;
+    let gateway =
+        start(pool(Gateway::setup(), "gap", SLOW_FUNCTION, "hold_s: 1", &format!("http://{}", line.address()))).await;
+    // Well within the leash of ten seconds.
+    const GAP: Duration = Duration::from_secs(4);
+    for gap in ["lost", "cut", "slow"] {
+        let before = asked(&backend);
+        let polled = async |times: usize| {
+            until("it is polled", async || asked(&backend).1 >= before.1 + times).await;
+        };
+        let call = ask_as(&gateway, "gap", gap).header("x-sim-gate-work", gap).send();
+        let (answer, ()) = tokio::join!(call, async {
+            polled(1).await;
+            match gap {
+                "lost" => {
+                    backend.fault_times("cut", 2, Some("/v2/nvcf/pexec/status/")).unwrap();
+                    polled(4).await;
+                }
+                "cut" => {
+                    line.cut().await;
+                    tokio::time::sleep(GAP).await;
+                    line.mend().await;
+                }
+                _ => {
+                    gateway.signal("STOP");
+                    tokio::time::sleep(GAP).await;
+                    gateway.signal("CONT");
+                }
+            }
+            let polls = asked(&backend).1 - before.1;
+            polled(polls + 1).await;
+            backend.open_gate(gap);
+        });
+        assert_eq!((answer.status, answer.json()), (200, json!({ "prompt": "a" })), "{gap}: {}", answer.text());
+        assert_eq!(asked(&backend).0, before.0 + 1, "{gap}");
+        assert_eq!(backend.seen().runs_of(gap), 1);
+    }
+    assert_eq!((ran_once(&[&backend]), backend.seen().stopped()), (3, 0));
+    gateway.until_idle().await;
+}
+
+/// Sends requests for each fault on this path, and says how many there were and how many ran. None may run twice.
+async fn run_with_faults(pool: &str, path: &str) -> (usize, usize) {
+    let (one, other, spare) = (nvcf().await, nvcf().await, simulator(Kind::CosmosPredict).await);
+    let how = if pool == "polled" { "invocation: pexec, wait: {hold_s: 1}" } else { "invocation: direct" };
+    let yaml = format!(
+        "kind: nvcf\nvalidation: off\nfunction: {{id: {SLOW_FUNCTION}, {how}}}\nspill: {{to: [spare]}}\n\
+         retry: {{attempts: 3, budget_percent: 1000}}\npace: {{learn: false}}\ncredential: {{secret: {{file: upstream.key}}}}"
+    );
+    let setup = Gateway::setup().pool("spare", "cosmos-predict", "validation: off", &[&spare.url()]);
+    let gateway = start(setup.pool(pool, "cosmos-predict", &yaml, &[&one.url(), &other.url()])).await;
+    let faults = [
+        "cut",
+        "status=408",
+        "status=429",
+        "status=500",
+        "status=502",
+        "status=503",
+        "status=504",
+        "rate-limit",
+        "degraded",
+        "inference-service",
+        "inference-connection",
+        "worker",
+        "body-html,status=503",
+        "empty",
+        "truncated-json",
+        "cut-after=0",
+        "delay=1500",
+        "hang",
+    ];
+    for fault in faults {
+        for backend in [&one, &other] {
+            backend.fault_times(fault, 1, Some(path)).unwrap();
+        }
+        let asks = (0..3).map(|turn| {
+            let id = format!("{} {turn}", fault.replace(['=', ',', '-'], " ")).replace(' ', "-");
+            let ask = ask_as(&gateway, pool, &id).header("x-sim-work-ms", "1200").header("x-request-timeout", "4");
+            async { ask.begin().await.into_body().collect().await.is_ok() }
+        });
+        futures_util::future::join_all(asks).await;
+    }
+    gateway.until_idle().await;
+    (faults.len() * 3, ran_once(&[&one, &other, &spare]))
+}
+
+#[tokio::test]
+async fn no_fault_makes_an_inference_run_twice() {
+    let (posts, polls, direct) = tokio::join!(
+        run_with_faults("polled", "/v2/nvcf/pexec/functions/"),
+        run_with_faults("polled", "/v2/nvcf/pexec/status/"),
+        run_with_faults("direct", "/"),
+    );
+    println!("{posts:?}, {polls:?}, {direct:?}");
+    for (sent, ran) in [posts, polls, direct] {
+        assert!(ran > sent / 2, "{ran} of {sent} ran");
+    }
+    assert_eq!(polls.0, polls.1, "whatever befalls a poll, its job runs");
+}
+
 /// Answers requests in turn with these bytes, the last of them for ever; with none, the connection ends.
-async fn scripted(answers: Vec<Vec<u8>>) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+pub async fn scripted(answers: Vec<Vec<u8>>) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -213,7 +356,7 @@ async fn scripted(answers: Vec<Vec<u8>>) -> (SocketAddr, Arc<Mutex<Vec<String>>>
     (address, seen)
 }
 
-fn http(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+pub fn http(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
