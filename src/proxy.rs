@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, StatusCode, Version, header};
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorType, Result};
+use pingora_error::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
@@ -32,6 +32,7 @@ mod judge;
 mod limits;
 mod load;
 mod native;
+mod opening;
 mod own;
 mod params;
 mod queue;
@@ -47,7 +48,9 @@ pub use params::{Params, Place};
 
 use self::admit::Verdict;
 use self::context::RequestContext;
+use self::course::again;
 use self::judge::Judge;
+use self::opening::Opening;
 use self::snapshot::Snapshot;
 use crate::cache::Purges;
 use crate::failure::Failure;
@@ -146,12 +149,14 @@ impl ProxyHttp for Gateway {
                     ctx.admitted = Some(admitted);
                     return hedge::run(session, ctx, payload).await.map(|()| true);
                 }
-                let timeouts = ctx.snapshot.pool(admitted.pool).settings.timeouts.holding(ctx.hold);
+                let pool = admitted.pool;
+                let timeouts = ctx.snapshot.pool(pool).settings.timeouts.holding(ctx.hold);
                 let manner = exchange::Manner {
                     judge: Judge::new(&ctx.snapshot, &admitted, ctx),
                     clock: clock::Clock::start(timeouts, ctx.timeout.map(|time| (ctx.started + time).into())),
                     drain: ctx.snapshot.meter.drain,
                     is_opened: ctx.is_opened,
+                    opening: Opening::of(ctx, pool),
                 };
                 ctx.exchange = Some(exchange::wrap(&mut session.downstream_session, payload, manner));
                 ctx.admitted = Some(admitted);
@@ -160,7 +165,8 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+        again::resume(session.as_mut(), ctx).await.map_err(respond::into_error)?;
         upstream_request::peer(ctx).await
     }
 
@@ -209,7 +215,7 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         header: &mut ResponseHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
@@ -221,10 +227,8 @@ impl ProxyHttp for Gateway {
             return Ok(());
         }
         ctx.pause = load::pause(&header.headers);
-        if course::refused(ctx, header).await {
-            let mut error = Error::explain(ErrorType::Custom("refused"), "another endpoint is asked");
-            error.set_retry(true);
-            return Err(error);
+        if course::refused(session.as_mut(), ctx, header).await.map_err(respond::into_error)? {
+            return Err(respond::another());
         }
         accept(ctx, header);
         native::note(ctx, header).await;
@@ -259,6 +263,11 @@ impl ProxyHttp for Gateway {
     ) -> Result<Option<std::time::Duration>> {
         if let Some(meter) = &mut ctx.meter {
             meter.observe(body, end);
+        }
+        if again::take_back(ctx, body.as_ref(), end) {
+            return Err(respond::another());
+        }
+        if let Some(meter) = &ctx.meter {
             let is_unfinished = end && !meter.is_ended();
             if meter.is_complete() {
                 ctx.exchange.iter().for_each(exchange::Handle::complete);
@@ -385,4 +394,5 @@ fn accept(ctx: &mut RequestContext, header: &mut ResponseHeader) {
     ctx.event_stream = kind.is_some_and(|k| k.len() >= 17 && k[..17].eq_ignore_ascii_case(b"text/event-stream"));
     limits::watch(ctx, header);
     stream::watch(ctx, header);
+    again::watch(ctx, header);
 }

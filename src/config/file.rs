@@ -31,7 +31,7 @@ mod telemetry;
 pub use discovery::{Cluster, Discovery, DnsName, Port as PodPort, Scheme, Service, SrvName};
 pub use keys::{Key, Keys, Limit, Org, Per, Previous, Priority, Team};
 pub use load::{
-    Balance, Breaker, Cache, CacheScope, Hedge, Pace, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason,
+    Balance, Breaker, Cache, CacheScope, Hedge, Pace, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason, Streams,
 };
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
 pub use telemetry::{Log, LogFormat, MetricBounds, Otlp, OtlpCompression, OtlpProtocol, Telemetry, Traces};
@@ -356,6 +356,9 @@ pub struct Pool {
     /// Vectors that were asked for before.
     #[serde(default)]
     pub cache: Cache,
+    /// Event streams.
+    #[serde(default)]
+    pub stream: Streams,
     /// How long things may take.
     #[serde(default)]
     pub timeouts: Timeouts,

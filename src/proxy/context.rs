@@ -8,6 +8,7 @@ use pingora_error::{Error, ErrorType, Result};
 use super::admit::Source;
 use super::asset::Assets;
 use super::course::Course;
+use super::course::again::Refusal;
 use super::exchange;
 use super::grpc::Call;
 use super::held::Progress;
@@ -86,6 +87,8 @@ pub struct RequestContext {
     pub is_opened: bool,
     /// Something of a backend's answer was passed on.
     pub is_begun: bool,
+    /// What refused it, while that may turn out to be a reason to wait.
+    pub refusal: Option<Refusal>,
     /// Others who wait for what it asks.
     pub awaited: Awaited,
     /// What of its body was uploaded.
@@ -163,6 +166,7 @@ impl RequestContext {
             event_stream: false,
             is_opened: false,
             is_begun: false,
+            refusal: None,
             awaited: Awaited::default(),
             assets: None,
             owners,

@@ -15,6 +15,7 @@ use super::admit::{Source, check_body};
 use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
 use super::judge::Judge;
+use super::opening::Opening;
 use super::snapshot::PoolState;
 use super::{limits, load, queue};
 use crate::admission::Pass;
@@ -24,6 +25,10 @@ use crate::failure::{BadInput, Failure};
 use crate::ids::PoolIndex;
 use crate::record::{Spill, SpillReason};
 use crate::upstream::{Again, Event, Kind, Ran};
+
+pub mod again;
+
+use self::again::rest;
 
 /// How long to wait when endpoints filled up between a place and a pick.
 const NEXT_LOOK: Duration = Duration::from_millis(5);
@@ -51,6 +56,12 @@ pub struct Course {
     is_stale: bool,
     /// Since when it waits for a place, or waited.
     waits_since: Option<Instant>,
+    /// Before then, the next attempt is not made.
+    rests_until: Option<Instant>,
+    /// Until when it waits for a function without instances, and the next pause.
+    patience: Option<(Instant, Duration)>,
+    /// The last attempt was refused for its rate, in an event.
+    is_rated: bool,
 }
 
 impl Course {
@@ -85,6 +96,12 @@ impl Course {
     /// The last attempt was on a kept connection: where there is no other endpoint, its own is tried again.
     pub fn was_kept(&mut self) {
         self.is_stale = true;
+    }
+
+    /// A platform refused the last attempt for its rate.
+    fn refused_for_rate(&self, pace: &Pace, pause: Option<Duration>) {
+        let now = Instant::now();
+        pace.refused(self.sent.unwrap_or(now), now, pause);
     }
 
     /// Since when it waits; a request that finds its endpoint taken waits on.
@@ -202,8 +219,9 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
     if let Some(body) = moved {
         match &ctx.exchange {
             Some(exchange) => {
+                let timeouts = snapshot.pool(admitted.pool).settings.timeouts.holding(ctx.hold);
                 let judge = Judge::new(&snapshot, &admitted, ctx);
-                exchange.retarget(body, judge, snapshot.pool(admitted.pool).settings.timeouts.holding(ctx.hold));
+                exchange.retarget(body, judge, timeouts, Opening::of(ctx, admitted.pool));
             }
             None => ctx.course.body = body,
         }
@@ -213,19 +231,18 @@ pub async fn go_on(ctx: &mut RequestContext, failure: Failure) -> Result<(), Fai
 }
 
 /// Whether an answer says by its header that another endpoint or pool may do better, and one is to be asked.
-pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool {
-    let Some(admitted) = ctx.admitted.as_ref().filter(|_| header.status.as_u16() >= 400) else { return false };
+pub async fn refused(
+    session: &mut ServerSession,
+    ctx: &mut RequestContext,
+    header: &ResponseHeader,
+) -> Result<bool, Failure> {
+    let Some(admitted) = ctx.admitted.as_ref().filter(|_| header.status.as_u16() >= 400) else { return Ok(false) };
     let kind = &ctx.snapshot.pool(admitted.pool).settings.kind;
-    let state = Arc::clone(&ctx.snapshot);
-    let gate = &state.pool(admitted.pool).gate;
-    let pace = gate.pace().filter(|_| header.status.as_u16() == 429);
-    if let Some(pace) = &pace {
-        let now = Instant::now();
-        pace.refused(ctx.course.sent.unwrap_or(now), now, ctx.pause);
-    }
-    let Some((row, ran)) = kind.preview(header.status.as_u16(), &header.headers) else { return false };
+    let pace = paced(ctx).filter(|_| header.status.as_u16() == 429);
+    pace.iter().for_each(|pace| ctx.course.refused_for_rate(pace, ctx.pause));
+    let Some((row, ran)) = kind.preview(header.status.as_u16(), &header.headers) else { return Ok(false) };
     if row.again != Again::Elsewhere || !may_repeat(ctx, ran) {
-        return false;
+        return Ok(false);
     }
     let failure = Failure::Upstream(row);
     let lease = ctx.lease.take();
@@ -233,15 +250,20 @@ pub async fn refused(ctx: &mut RequestContext, header: &ResponseHeader) -> bool 
         trace.answered(lease.endpoint().name(), header.status.as_u16());
     }
     ctx.course.tried.extend(lease.as_ref().map(|lease| Arc::clone(lease.endpoint())));
-    let mut goes_on = go_on(ctx, failure.clone()).await.is_ok();
-    if let (false, Some(pace)) = (goes_on, pace) {
-        goes_on = again(ctx, &pace).await;
+    let mut goes_on = Ok(go_on(ctx, failure.clone()).await.is_ok());
+    if let (Ok(false), Some(pace)) = (&goes_on, pace) {
+        goes_on = retake(session, ctx, &pace).await;
     }
     ctx.lease = lease;
-    if goes_on {
+    if let Ok(true) = goes_on {
         give_up(ctx, &failure);
     }
     goes_on
+}
+
+/// What limits the pool of the request, if anyone does.
+fn paced(ctx: &RequestContext) -> Option<Arc<Pace>> {
+    ctx.snapshot.pool(ctx.admitted.as_ref()?.pool).gate.pace()
 }
 
 /// The backend took the request.
@@ -257,22 +279,22 @@ pub fn closed(ctx: &RequestContext) -> Option<Duration> {
 }
 
 /// Sends a request again that was refused for its rate, once that lets it pass and the caller still waits then.
-async fn again(ctx: &mut RequestContext, pace: &Pace) -> bool {
+async fn retake(session: &mut ServerSession, ctx: &mut RequestContext, pace: &Pace) -> Result<bool, Failure> {
     let snapshot = Arc::clone(&ctx.snapshot);
-    let Some(state) = ctx.admitted.as_ref().map(|admitted| snapshot.pool(admitted.pool)) else { return false };
+    let Some(state) = ctx.admitted.as_ref().map(|admitted| snapshot.pool(admitted.pool)) else { return Ok(false) };
     let deadline = deadline(ctx, state.settings.queue.timeout, state.settings.timeouts.total);
     while ctx.course.attempts < state.settings.retry.attempts {
         match pace.take(Instant::now()) {
-            Err(open) if open >= deadline => return false,
-            Err(open) => tokio::time::sleep_until(open).await,
+            Err(open) if open >= deadline => return Ok(false),
+            Err(open) => rest(session, ctx, open).await?,
             Ok(()) => {
                 ctx.course.tried.clear();
                 let next = pick(ctx, state, false).ok();
-                return next.map(|lease| ctx.course.next = Some(lease)).is_some();
+                return Ok(next.map(|lease| ctx.course.next = Some(lease)).is_some());
             }
         }
     }
-    false
+    Ok(false)
 }
 
 fn may_repeat(ctx: &RequestContext, ran: Ran) -> bool {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::HttpTask;
 use pingora_core::protocols::http::custom::CustomMessageWrite;
@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use super::body::read_failure;
 use super::clock::Clock;
 use super::judge::Judge;
+use super::opening::Opening;
 use super::respond::into_error;
 use super::settings::Timeouts;
 use crate::failure::Failure;
@@ -59,8 +60,21 @@ impl Payload {
 pub struct Handle {
     slot: Arc<Mutex<Option<Box<ServerSession>>>>,
     verdict: Arc<Mutex<Option<Failure>>>,
-    is_complete: Arc<AtomicBool>,
+    flags: Arc<Flags>,
     target: Arc<Mutex<Option<Target>>>,
+}
+
+/// What one side tells the other.
+#[derive(Default)]
+struct Flags {
+    /// The answer has told all that is wanted of it.
+    is_complete: AtomicBool,
+    /// Something of a backend's answer was passed on.
+    has_passed: AtomicBool,
+    /// No attempt is under way: nobody owes an answer.
+    is_resting: AtomicBool,
+    /// The client has got the header of an event stream, before a backend answered.
+    is_opened: AtomicBool,
 }
 
 /// What changes when the request goes to another pool.
@@ -68,17 +82,34 @@ struct Target {
     payload: Option<Payload>,
     judge: Judge,
     timeouts: Timeouts,
+    opening: Option<Opening>,
 }
 
 impl Handle {
     /// Says that the answer has told all that is wanted of it.
     pub fn complete(&self) {
-        self.is_complete.store(true, Ordering::Relaxed);
+        self.flags.is_complete.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether something of a backend's answer was passed on.
+    pub fn has_passed(&self) -> bool {
+        self.flags.has_passed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client has got the header of an event stream, before a backend answered.
+    pub fn is_opened(&self) -> bool {
+        self.flags.is_opened.load(Ordering::Relaxed)
+    }
+
+    /// Says whether an attempt is waited for that has not begun.
+    pub fn rest(&self, is_resting: bool) {
+        self.flags.is_resting.store(is_resting, Ordering::Relaxed);
     }
 
     /// Has the next attempt go to another pool, with this body in place of the first one.
-    pub fn retarget(&self, payload: Option<Payload>, judge: Judge, timeouts: Timeouts) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = Some(Target { payload, judge, timeouts });
+    pub fn retarget(&self, payload: Option<Payload>, judge: Judge, timeouts: Timeouts, opening: Option<Opening>) {
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Target { payload, judge, timeouts, opening });
     }
 
     /// The failure that the judge read in the answer.
@@ -97,11 +128,13 @@ pub struct Manner {
     pub drain: Duration,
     /// The client has got the header of an event stream already.
     pub is_opened: bool,
+    /// Begins it with comments where no event comes.
+    pub opening: Option<Opening>,
 }
 
 /// Puts an exchange in the place of `session`.
 pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, manner: Manner) -> Handle {
-    let Manner { judge, clock, drain, is_opened } = manner;
+    let Manner { judge, clock, drain, is_opened, opening } = manner;
     let handle = Handle::default();
     let inner = std::mem::replace(session, Box::new(ServerSession::new_custom(Box::new(()))));
     let pieces = match payload {
@@ -120,6 +153,8 @@ pub fn wrap(session: &mut Box<ServerSession>, payload: Payload, manner: Manner) 
         is_stream: false,
         left: None,
         is_opened,
+        opening,
+        is_told: false,
         is_replaced: false,
         is_opening: false,
     };
@@ -174,6 +209,10 @@ struct Exchange {
     left: Option<Instant>,
     /// The client has got the header of an event stream already: a backend's is dropped.
     is_opened: bool,
+    /// Keeps the stream alive until its first event, where that is wanted.
+    opening: Option<Opening>,
+    /// A comment would come too late: after an event, or into what is no stream.
+    is_told: bool,
     /// An answer of our own has taken the place of the backend's, whose rest is dropped.
     is_replaced: bool,
     /// The write of a held header is under way; when it is found so, it was given up in the middle.
@@ -210,7 +249,7 @@ impl Exchange {
 
     /// Whether it is worth reading on when the client leaves now.
     fn may_drain(&self) -> bool {
-        !self.drain.is_zero() && self.is_stream && !self.handle.is_complete.load(Ordering::Relaxed)
+        !self.drain.is_zero() && self.is_stream && !self.handle.flags.is_complete.load(Ordering::Relaxed)
     }
 
     /// The client has left: says until when the stream is read on.
@@ -252,13 +291,47 @@ impl Exchange {
     async fn open(&mut self) -> Result<()> {
         let Some(Held { header, mut tasks, .. }) = self.held.take() else { return Ok(()) };
         tasks.insert(0, HttpTask::Header(header, false));
+        self.handle.flags.has_passed.store(true, Ordering::Relaxed);
+        self.begin(tasks).await
+    }
+
+    /// Tells the client that its request is at work: in a comment, after the header where none has gone.
+    async fn keep_alive(&mut self) -> Result<()> {
+        self.open().await?;
+        let is_begun = self.inner().response_written().is_some_and(|header| !header.status.is_informational());
+        let version = self.inner().req_header().version;
+        let Some(opening) = &mut self.opening else { return Ok(()) };
+        let tasks = opening.tasks(version, is_begun);
+        if !is_begun {
+            self.is_opened = true;
+            self.handle.flags.is_opened.store(true, Ordering::Relaxed);
+        }
+        self.begin(tasks).await
+    }
+
+    /// Writes what a client is sent before any event; that may be given up in the middle.
+    async fn begin(&mut self, tasks: Vec<HttpTask>) -> Result<()> {
         self.is_opening = true;
         let done = self.inner_mut().response_duplex_vec(tasks).await;
         self.is_opening = false;
         done.map(drop)
     }
 
+    /// Sees whether comments may still come: before any event, and where nothing states how long the answer is.
+    fn watch(&mut self, tasks: &[HttpTask]) {
+        let is_over = |task: &HttpTask| match task {
+            HttpTask::Header(header, _) => {
+                let states = |name| header.headers.contains_key(name);
+                !self.is_stream || states(header::CONTENT_LENGTH) || states(header::CONTENT_ENCODING)
+            }
+            HttpTask::Body(data, _) => data.as_ref().is_some_and(|data| !data.is_empty()),
+            _ => true,
+        };
+        self.is_told |= tasks.iter().any(is_over);
+    }
+
     async fn release(&mut self, mut held: Held, complete: bool) -> Result<bool> {
+        self.handle.flags.has_passed.store(true, Ordering::Relaxed);
         let judgement = match held.opens {
             Some(_) => self.judge.read_event(&mut held.header, &held.seen),
             None => self.judge.read(&mut held.header, &held.seen, complete),
@@ -297,7 +370,7 @@ impl Exchange {
 }
 
 /// A failure as an event: OpenAI's readers look for an `error` object in `data`.
-fn event(body: &[u8]) -> Bytes {
+pub(super) fn event(body: &[u8]) -> Bytes {
     let data = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(value) if value.get("error").is_some() => value,
         Ok(value) => serde_json::json!({ "error": value }),
@@ -339,6 +412,8 @@ impl CustomSession for Exchange {
         let idle = no_body_expected || self.pieces.is_some();
         let may_drain = self.may_drain();
         let opens = self.held.as_ref().and_then(|held| held.opens);
+        let comment = self.opening.as_ref().filter(|_| idle && !self.is_told).map(Opening::next);
+        let is_resting = self.handle.flags.is_resting.load(Ordering::Relaxed);
         let Self { inner: Some(inner), clock, .. } = self else { return Ok(None) };
         if !idle {
             clock.uploading();
@@ -352,13 +427,17 @@ impl CustomSession for Exchange {
         let left = tokio::select! {
             biased;
             read = inner.read_body_or_idle(true) => read,
-            late = clock.late() => return Err(into_error(late)),
+            late = clock.late(), if !is_resting => return Err(into_error(late)),
+            () = tokio::time::sleep_until(comment.unwrap_or_else(Instant::now)), if comment.is_some() => {
+                self.keep_alive().await?;
+                return self.read_body_or_idle(no_body_expected).await;
+            }
             () = tokio::time::sleep_until(opens.unwrap_or_else(Instant::now)), if opens.is_some() => {
                 self.open().await?;
                 return self.read_body_or_idle(no_body_expected).await;
             }
         };
-        if left.is_ok() || !may_drain {
+        if left.is_ok() || is_resting || !may_drain {
             return left;
         }
         Err(gone(self.leave()).await)
@@ -386,9 +465,11 @@ impl CustomSession for Exchange {
             }
             self.judge = target.judge;
             self.clock.retime(target.timeouts);
+            self.opening = target.opening;
         }
         self.next = 0;
         self.held = None;
+        (self.is_stream, self.is_told) = (false, false);
         self.clock.attempt();
     }
 
@@ -413,7 +494,7 @@ impl CustomSession for Exchange {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         if self.left.is_some() {
             self.clock.progress();
-            let is_over = self.handle.is_complete.load(Ordering::Relaxed) || tasks.iter().any(HttpTask::is_end);
+            let is_over = self.handle.flags.is_complete.load(Ordering::Relaxed) || tasks.iter().any(HttpTask::is_end);
             return if is_over { Err(into_error(Failure::ClientClosed)) } else { Ok(false) };
         }
         if self.is_opening {
@@ -425,6 +506,9 @@ impl CustomSession for Exchange {
         }
         if let Some(HttpTask::Header(header, _)) = tasks.first() {
             self.is_stream = header.status.as_u16() / 100 == 2 && Form::of(&header.headers) == Form::Events;
+        }
+        if self.opening.is_some() {
+            self.watch(&tasks);
         }
         let held = match self.held.take() {
             Some(held) => Some(held),
@@ -450,7 +534,10 @@ impl CustomSession for Exchange {
             Some(held) => self.hold(held, tasks).await,
             None => {
                 let is_sent = |task: &HttpTask| !self.is_opened || !matches!(task, HttpTask::Header(..));
-                let tasks = if self.is_opened { tasks.into_iter().filter(is_sent).collect() } else { tasks };
+                let tasks: Vec<_> = if self.is_opened { tasks.into_iter().filter(is_sent).collect() } else { tasks };
+                if !tasks.is_empty() {
+                    self.handle.flags.has_passed.store(true, Ordering::Relaxed);
+                }
                 self.inner_mut().response_duplex_vec(tasks).await
             }
         };

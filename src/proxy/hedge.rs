@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use tower::retry::budget::Budget as _;
 
 use super::context::{Admitted, RequestContext};
-use super::exchange::Payload;
+use super::exchange::{self, Payload};
 use super::fetch::{Answer, Peer, Stream};
 use super::held::Call;
 use super::judge::Judge;
+use super::opening::Enclosed;
 use super::respond::{self, into_error};
 use super::settings::HedgeSettings;
 use super::snapshot::PoolState;
@@ -105,8 +106,11 @@ pub(super) async fn first_answer(
         let sent = send(session, ctx, &lease, &body)?;
         ctx.lease = Some(lease);
         match race(session, ctx, state, sent, &body).await? {
-            Ok(answer) if !course::refused(ctx, &answer.header).await => return Ok(answer),
-            Ok(_) => {}
+            Ok(answer) => {
+                if !course::refused(session.as_mut(), ctx, &answer.header).await? {
+                    return Ok(answer);
+                }
+            }
             Err(failure) => {
                 if failure.is_unreached() {
                     ctx.unreached.extend(ctx.trail.endpoint.clone());
@@ -161,7 +165,7 @@ async fn race(
         match event {
             Event::Left if ctx.awaited.is_any() => is_left = true,
             Event::Left => return Err(Failure::ClientClosed),
-            Event::News => respond::progress(session, ctx).await.map_err(|_| Failure::ClientClosed)?,
+            Event::News => respond::progress(session, ctx).await?,
             Event::Slow => {
                 slow = None;
                 second = begin_second(session, ctx, state, body)?;
@@ -272,6 +276,12 @@ pub(super) async fn pour(session: &mut Session, ctx: &mut RequestContext, answer
             }
         }
     }
+    if ctx.is_opened && ctx.trail.failure.is_some() {
+        // What is left of it is of no use.
+        session.as_mut().write_response_body(exchange::event(&seen), true).await?;
+        return Ok(());
+    }
+    let mut enclosed = ctx.is_opened.then(|| Enclosed::of(&header));
     // Frames are the connection's own: the length, where it is stated, stays true.
     header.remove_header(&http::header::TRANSFER_ENCODING);
     if header.headers.get(http::header::CONTENT_LENGTH).is_none()
@@ -280,8 +290,9 @@ pub(super) async fn pour(session: &mut Session, ctx: &mut RequestContext, answer
         header.insert_header(http::header::TRANSFER_ENCODING, "chunked")?;
     }
     respond::decorate(&mut header, ctx)?;
-    let client = session.as_mut();
-    client.write_response_header(Box::new(header)).await?;
+    if enclosed.is_none() {
+        session.as_mut().write_response_header(Box::new(header)).await?;
+    }
     let mut piece = (!seen.is_empty()).then(|| Bytes::from(seen));
     loop {
         let end = match &piece {
@@ -300,8 +311,11 @@ pub(super) async fn pour(session: &mut Session, ctx: &mut RequestContext, answer
                 limits::settle(ctx);
             }
         }
-        let data = piece.take();
+        let mut data = piece.take();
         ctx.trail.response_bytes += data.as_ref().map_or(0, Bytes::len);
+        if let Some(enclosed) = &mut enclosed {
+            data = Some(enclosed.push(data.as_deref().unwrap_or_default(), end));
+        }
         if data.is_some() || end {
             session.as_mut().write_response_body(data.unwrap_or_default(), end).await?;
         }

@@ -19,7 +19,7 @@ use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
 use super::fetch::{Answer, Peer};
 use super::snapshot::{PoolState, Snapshot};
-use super::{body, course};
+use super::{body, course, opening};
 use crate::failure::Failure;
 use crate::ids::PoolIndex;
 use crate::upstream::{Fault, Function, Invocation, Manner, Row, hold};
@@ -34,9 +34,9 @@ const SOONER: Duration = Duration::from_millis(250);
 const BURST: u32 = 5;
 const PACE: Duration = Duration::from_secs(1);
 /// The first and the longest pause before what failed is tried again.
-const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+pub(super) const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 /// Most bytes of a refusal that are read to tell a lost function from a bad request.
-const REFUSAL: usize = 64 * 1024;
+pub(super) const REFUSAL: usize = 64 * 1024;
 
 /// How a call goes, for those who watch it.
 #[derive(Default)]
@@ -93,7 +93,7 @@ pub async fn collect(
 }
 
 /// What NVCF is told of the time for a request, and of the form of its answer.
-pub fn headers(ctx: &RequestContext, state: &PoolState) -> Vec<(HeaderName, String)> {
+pub fn headers(request: &RequestHeader, ctx: &RequestContext, state: &PoolState) -> Vec<(HeaderName, String)> {
     let Some(function) = state.settings.kind.function() else { return Vec::new() };
     let timeouts = state.settings.timeouts;
     let left = left(course::end(ctx, timeouts.total).min(Instant::now() + timeouts.first_byte));
@@ -105,6 +105,10 @@ pub fn headers(ctx: &RequestContext, state: &PoolState) -> Vec<(HeaderName, Stri
     if function.invocation == Invocation::Pexec && ctx.trail.stream {
         // Any other form makes the worker collect the stream.
         headers.push((header::ACCEPT, "text/event-stream".into()));
+    }
+    if is_polled && opening::is_asked(&request.headers) {
+        // The stream is our own.
+        headers.push((header::ACCEPT, "*/*".into()));
     }
     headers
 }

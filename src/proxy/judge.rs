@@ -123,9 +123,9 @@ impl Judge {
         Some(judgement)
     }
 
-    /// The failure behind the data of an error event.
-    pub(super) fn event_failure(kind: &Kind, errors: Errors, data: &[u8]) -> Option<Failure> {
-        kind.read_event(manner(kind, errors), data).map(|reading| Failure::Upstream(reading.row))
+    /// The failure behind the data of an error event, and the status that it states.
+    pub(super) fn event(kind: &Kind, errors: Errors, data: &[u8]) -> Option<(Failure, u16)> {
+        kind.read_event(manner(kind, errors), data).map(|reading| (Failure::Upstream(reading.row), reading.status))
     }
 
     fn judged(&self, header: &mut ResponseHeader, reading: &Reading) -> Judgement {

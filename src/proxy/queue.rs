@@ -4,14 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, Version, header};
 use pingora_core::protocols::http::server::Session as ServerSession;
-use pingora_http::ResponseHeader;
 use tokio::time::Instant;
 
 use super::context::{Admitted, RequestContext};
 use super::exchange::Payload;
-use super::{course, respond};
+use super::{course, opening};
 use crate::admission::{Ask, Pass, Refused};
 use crate::failure::Failure;
 use crate::record::SpillReason;
@@ -79,7 +77,7 @@ pub(super) async fn wait(
                 look = Instant::now() + LOOK;
             }
             () = at(comment) => {
-                if let Err(gone) = tell(session, ctx).await {
+                if let Err(gone) = opening::say(session, ctx, Bytes::from_static(COMMENT)).await {
                     break Err(gone);
                 }
                 comment = comments.map(|every| Instant::now() + every);
@@ -111,26 +109,4 @@ fn failure(refused: Refused, ctx: &RequestContext, deadline: Instant) -> Failure
         }
         Refused::TooLate { .. } | Refused::Expired { .. } => Failure::QueueTimeout(retry_after),
     }
-}
-
-/// Tells the caller of a stream that its request still waits. The answer begins with the first comment.
-async fn tell(session: &mut ServerSession, ctx: &mut RequestContext) -> Result<(), Failure> {
-    let gone = |_| Failure::ClientClosed;
-    if !ctx.is_opened {
-        let mut header =
-            ResponseHeader::build(StatusCode::OK, Some(8)).map_err(|e| Failure::Internal(e.to_string()))?;
-        let mut add = |name, value: &str| header.insert_header(name, value);
-        let written = add(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")
-            .and_then(|()| add(header::CACHE_CONTROL, "no-cache"))
-            .and_then(|()| respond::decorate(&mut header, ctx));
-        let written = match session.req_header().version {
-            // Without a length, its end would otherwise be that of the connection.
-            Version::HTTP_11 => written.and_then(|()| header.insert_header(header::TRANSFER_ENCODING, "chunked")),
-            _ => written,
-        };
-        written.map_err(|e| Failure::Internal(e.to_string()))?;
-        session.write_response_header(Box::new(header)).await.map_err(gone)?;
-        (ctx.is_opened, ctx.event_stream) = (true, true);
-    }
-    session.write_response_body(Bytes::from_static(COMMENT), false).await.map_err(gone)
 }

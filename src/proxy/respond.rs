@@ -9,7 +9,7 @@ use pingora_proxy::{FailToProxy, Session};
 
 use super::context::RequestContext;
 use super::settings::CorsSettings;
-use super::{course, exchange, grpc, judge, limits, load};
+use super::{course, exchange, grpc, judge, limits, load, opening};
 use crate::failure::{Failure, render, render_with};
 use crate::upstream::Event;
 
@@ -31,6 +31,13 @@ pub fn into_error(failure: Failure) -> Box<Error> {
     let label = failure.label();
     let mut error = Error::because(ErrorType::Custom("refused"), label, failure);
     error.set_retry(false);
+    error
+}
+
+/// Has pingora make another attempt.
+pub fn another() -> Box<Error> {
+    let mut error = Error::explain(ErrorType::Custom("refused"), "another attempt is made");
+    error.set_retry(true);
     error
 }
 
@@ -121,6 +128,7 @@ pub async fn fail(session: &mut Session, error: &Error, ctx: &mut RequestContext
     let failure = ctx.lost.take().unwrap_or_else(|| failure_of(error, ctx));
     ctx.fail(failure.clone());
     if let Some(handle) = &ctx.exchange {
+        ctx.is_opened |= handle.is_opened();
         exchange::unwrap(&mut session.downstream_session, handle);
     }
     let server_session = session.as_mut();
@@ -224,17 +232,29 @@ pub async fn send(session: &mut Session, ctx: &RequestContext, reply: Reply) -> 
     server_session.write_response_body(body, true).await
 }
 
-/// Header by which callers ask for progress in interim answers, and by which they are told.
+/// Header by which callers ask for progress, and by which they are told.
 const PROGRESS: &str = "x-nimgate-progress";
 
-/// Tells a caller who asked for it how far its request is, in an interim answer. HTTP/1.1 only.
-pub async fn progress(session: &mut Session, ctx: &RequestContext) -> Result<()> {
-    let asked = session.req_header().headers.get(PROGRESS);
+/// Tells a caller who asked for it how far its request is: in a comment, where it takes an event stream, or else in an
+/// interim answer, over HTTP/1.1 only.
+pub async fn progress(session: &mut Session, ctx: &mut RequestContext) -> Result<(), Failure> {
+    let request = session.req_header();
+    let asked = request.headers.get(PROGRESS);
     let is_asked = asked.is_some_and(|asked| asked.as_bytes().eq_ignore_ascii_case(b"interim"));
     let Some(percent) = ctx.progress.as_ref().and_then(|progress| progress.percent()) else { return Ok(()) };
-    if !is_asked || session.req_header().version != http::Version::HTTP_11 {
+    if !is_asked {
         return Ok(());
     }
+    if opening::is_asked(&request.headers) {
+        return opening::say(session.as_mut(), ctx, format!(": {percent} % done\n\n").into()).await;
+    }
+    if request.version != http::Version::HTTP_11 {
+        return Ok(());
+    }
+    interim(session, percent).await.map_err(|_| Failure::ClientClosed)
+}
+
+async fn interim(session: &mut Session, percent: u8) -> Result<()> {
     let mut header = ResponseHeader::build(http::StatusCode::PROCESSING, Some(1))?;
     header.insert_header(PROGRESS, percent.to_string())?;
     let client = session.as_mut();

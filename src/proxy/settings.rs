@@ -108,6 +108,8 @@ pub struct PoolSettings {
     pub idle_timeout: Duration,
     /// Waiting for a place.
     pub queue: QueueSettings,
+    /// Time between comments to the caller of a stream that has no event yet; absent for none.
+    pub stream_keepalive: Option<Duration>,
     /// Trying again.
     pub retry: RetrySettings,
     /// Other pools for what this one can not take.

@@ -25,7 +25,7 @@ pub fn label(ctx: &mut RequestContext) {
     let Some(data) = ctx.meter.as_ref().and_then(|meter| meter.error()) else { return };
     let Some(admitted) = &ctx.admitted else { return };
     let kind = &ctx.snapshot.pool(admitted.pool).settings.kind;
-    if let Some(failure) = Judge::event_failure(kind, ctx.errors, data) {
+    if let Some((failure, _)) = Judge::event(kind, ctx.errors, data) {
         ctx.fail(failure);
     }
 }

@@ -97,7 +97,7 @@ pub fn rewrite(
     if state.settings.scrape.as_ref().is_some_and(|scrape| scrape.in_answers) {
         request.insert_header("endpoint-load-metrics-format", "TEXT")?;
     }
-    for (name, value) in held::headers(ctx, state) {
+    for (name, value) in held::headers(request, ctx, state) {
         request.insert_header(name, value)?;
     }
     for (name, value) in &state.settings.inject {

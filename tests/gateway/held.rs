@@ -187,6 +187,38 @@ async fn progress_is_passed_on_to_who_asks() {
 }
 
 #[tokio::test]
+async fn progress_comes_in_a_stream_to_who_takes_one() {
+    let backend = nvcf().await;
+    let setup = pool(Gateway::setup(), "progress", PROGRESS_FUNCTION, "hold_s: 1", &backend.url());
+    let setup = pool(setup, "echo", ECHO_FUNCTION, "hold_s: 1", &backend.url());
+    let gateway = start(pool(setup, "large", LARGE_FUNCTION, "hold_s: 5", &backend.url())).await;
+    let stream = |pool: &str, id: &str, work: &str| {
+        let ask = ask_as(&gateway, pool, id).header("accept", "text/event-stream").header("x-sim-work-ms", work);
+        ask.header("x-nimgate-progress", "interim")
+    };
+    let answer = stream("progress", "progress", "800").send().await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, "text/event-stream; charset=utf-8"));
+    let told: Vec<_> = answer.text().lines().filter(|line| line.starts_with(':')).map(str::to_owned).collect();
+    assert_eq!(told, [": 25 % done", ": 50 % done", ": 75 % done"]);
+    assert_eq!(events(&answer.text()), [json!({ "prompt": "a" })], "{}", answer.text());
+    assert_eq!(gateway.record_of("progress").await["status"], 200);
+    // A failure can only be told in an event then.
+    let answer = stream("progress", "late", "12000").header("x-request-timeout", "5").send().await;
+    let last = events(&answer.text()).pop().unwrap();
+    assert_eq!((answer.status, &last["error"]["code"]), (200, &json!("not_finished")), "{}", answer.text());
+    assert_eq!(gateway.record_of("late").await["error"], "not_finished");
+    // Without any news, the answer is what it is without a stream.
+    for pool in ["echo", "large"] {
+        let answer = stream(pool, pool, "0").send().await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"), "{pool}");
+    }
+    assert!(
+        backend.seen().history().iter().all(|seen| seen.headers.get("accept").is_none_or(|a| a != "text/event-stream"))
+    );
+    assert_eq!(ran_once(&[&backend]), 4);
+}
+
+#[tokio::test]
 async fn who_leaves_ends_the_call() {
     let backend = nvcf().await;
     let setup = pool(Gateway::setup(), "held", SLOW_FUNCTION, "hold_s: 300", &backend.url());
@@ -520,6 +552,50 @@ async fn a_function_that_lost_its_instances_is_waited_for() {
     let gateway = start(setup.pool("spare", "cosmos-predict", "", &[&spare.url()])).await;
     let answer = gateway.post("/pools/front/v1/infer", &json!({ "prompt": "a cat" })).send().await;
     assert_eq!((answer.status, answer.header("x-nimgate-pool")), (200, "spare"), "{}", answer.text());
+}
+
+/// A stream from a function that answers so.
+async fn stream_from(answers: Vec<Vec<u8>>, wait: &str) -> (Gateway, Arc<Mutex<Vec<String>>>) {
+    let (address, seen) = scripted(answers).await;
+    let yaml = format!(
+        "models: [{{id: meta/llama-3.1-8b-instruct}}]\nkind: nvcf\n\
+         function: {{id: {LLM_FUNCTION}, invocation: pexec, wait: {{{wait}}}}}\ncredential: {{secret: {{file: upstream.key}}}}"
+    );
+    (start(Gateway::setup().pool("llm", "nim-llm", &yaml, &[&format!("http://{address}")])).await, seen)
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_a_function_that_lost_its_instances() {
+    let degraded = http(
+        "400 Bad Request",
+        "content-type: application/problem+json\r\n",
+        br#"{"status":400,"title":"Bad Request","detail":"Function id 'x': DEGRADED function cannot be invoked"}"#,
+    );
+    let events = b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n";
+    let done = http("200 OK", "content-type: text/event-stream\r\n", events);
+    let (gateway, seen) = stream_from(vec![degraded.clone(), degraded.clone(), done], "degraded_ms: 5000").await;
+    let answer = gateway.chat(true).send().await;
+    assert_eq!((answer.status, seen.lock().unwrap().len()), (200, 3), "{}", answer.text());
+    assert!(answer.text().ends_with("data: [DONE]\n\n"), "{}", answer.text());
+    gateway.until_idle().await;
+    let (gateway, seen) = stream_from(vec![degraded.clone()], "degraded_ms: 400").await;
+    let answer = gateway.chat(true).send().await;
+    assert_eq!((answer.status, answer.fault()), (503, ("function_degraded", "platform")), "{}", answer.text());
+    assert!((2..6).contains(&seen.lock().unwrap().len()), "{:?}", seen.lock().unwrap().len());
+    // Another bad request is none of this.
+    let refused = http("400 Bad Request", "content-type: application/json\r\n", br#"{"error":{"message":"no"}}"#);
+    let (gateway, seen) = stream_from(vec![refused], "degraded_ms: 5000").await;
+    let answer = gateway.chat(true).send().await;
+    assert_eq!((answer.status, answer.fault().0, seen.lock().unwrap().len()), (400, "inference_rejected", 1));
+    // Who leaves ends the wait.
+    let (gateway, seen) = stream_from(vec![degraded], "degraded_ms: 3600000").await;
+    let call = gateway.chat(true).header("x-request-id", "gone").begin();
+    tokio::select! {
+        _ = call => panic!("it is answered"),
+        () = until("it is tried again", async || seen.lock().unwrap().len() > 2) => {}
+    }
+    assert_eq!(gateway.record_of("gone").await["error"], "client_closed");
+    gateway.until_idle().await;
 }
 
 /// A chat model behind a function, by both ways of invocation.

@@ -6,6 +6,7 @@ use futures_util::stream::{self, StreamExt as _};
 use nimgate::sim::ECHO_FUNCTION;
 use serde_json::json;
 
+use crate::held::{http, scripted};
 use crate::redis::*;
 use crate::support::*;
 
@@ -93,4 +94,53 @@ async fn replicas_share_what_one_has_learned() {
     })
     .await;
     until("the other knows", async || rate(&other).await.is_some()).await;
+}
+
+#[tokio::test]
+async fn who_leaves_while_a_refused_stream_waits_is_noticed() {
+    let refusal =
+        http("429 Too Many Requests", "retry-after: 40\r\n", br#"{"status":429,"title":"Too Many Requests"}"#);
+    let (address, seen) = scripted(vec![refusal]).await;
+    let pool = format!(
+        "models: [{{id: meta/llama-3.1-8b-instruct}}]\nkind: nvcf\nvalidation: off\nretry: {{attempts: 5, budget_percent: 100}}\n\
+         function: {{id: {ECHO_FUNCTION}, invocation: INVOCATION}}\ncredential: {{secret: {{file: upstream.key}}}}"
+    );
+    for (invocation, stream) in [("direct", true), ("pexec", true), ("pexec", false)] {
+        let pool = pool.replace("INVOCATION", invocation);
+        let gateway = start(Gateway::setup().pool("llm", "nim-llm", &pool, &[&format!("http://{address}")])).await;
+        let asked = seen.lock().unwrap().len();
+        let call = gateway.chat(stream).header("x-request-id", "gone").begin();
+        tokio::select! {
+            answer = call => panic!("it is answered: {:?}", answer.status()),
+            () = until("it is refused", async || {
+                seen.lock().unwrap().len() > asked && gateway.pool("llm").await["pace"]["closed_s"].as_f64() > Some(0.0)
+            }) => {}
+        }
+        let left = Instant::now();
+        assert_eq!(gateway.record_of("gone").await["error"], "client_closed");
+        gateway.until_idle().await;
+        assert!(left.elapsed() < Duration::from_secs(20), "only once the pool was open: {:?}", left.elapsed());
+        assert_eq!(seen.lock().unwrap().len(), asked + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_with_a_refusal_for_its_rate_waits_for_its_turn() {
+    let events = |events: &str| http("200 OK", "content-type: text/event-stream\r\n", events.as_bytes());
+    let refusal =
+        events("data: {\"error\":{\"message\":\"Too Many Requests\",\"type\":\"rate_limit\",\"code\":429}}\n\n");
+    let done = events("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n");
+    let (address, seen) = scripted(vec![refusal.clone(), refusal, done]).await;
+    let pool = format!(
+        "models: [{{id: meta/llama-3.1-8b-instruct}}]\nkind: nvcf\nretry: {{attempts: 5, budget_percent: 100}}\n\
+         function: {{id: {ECHO_FUNCTION}}}\ncredential: {{secret: {{file: upstream.key}}}}"
+    );
+    let gateway = start(Gateway::setup().pool("llm", "nim-llm", &pool, &[&format!("http://{address}")])).await;
+    let answer = gateway.chat(true).header("x-request-id", "waits").send().await;
+    assert_eq!((answer.status, seen.lock().unwrap().len()), (200, 3), "{}", answer.text());
+    assert!(answer.text().ends_with("data: [DONE]\n\n") && !answer.text().contains("error"), "{}", answer.text());
+    let record = gateway.record_of("waits").await;
+    assert_eq!((&record["attempts"], &record["error"]), (&json!(3), &json!(null)), "{record}");
+    assert!(gateway.pool("llm").await["pace"]["requests_per_minute"].is_number(), "the pace has learned");
+    gateway.until_idle().await;
 }

@@ -6,6 +6,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::task::JoinSet;
 
+use crate::held::{http, scripted};
 use crate::support::*;
 
 /// The next chunk of a stream as text; `None` at its end.
@@ -135,4 +136,106 @@ async fn the_backends_work_ends_when_the_client_leaves() {
         gateway.records().iter().filter(|r| r["error"] == "client_closed").count() == 2
     })
     .await;
+}
+
+const ALIVE: &str = "models: [{id: meta/llama-3.1-8b-instruct}]\nstream: {keepalive_ms: 50}";
+
+#[tokio::test]
+async fn a_slow_prefill_is_bridged_by_comments_where_that_is_wanted() {
+    let backend = simulator(Kind::Llm).await;
+    let gateway = Gateway::setup().pool("chat", "nim-llm", ALIVE, &[&backend.url()]).start().await;
+    // Before the backend's header, and between it and the first event.
+    for gate in ["x-sim-gate-headers", "x-sim-gate"] {
+        let response = gateway.chat(true).header(gate, gate).header("x-request-id", gate).begin().await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["x-nimgate-pool"], "chat");
+        let mut body = response.into_body();
+        for _ in 0..3 {
+            assert_eq!(next(&mut body).await.unwrap(), ": working\n\n", "{gate}");
+        }
+        (0..100).for_each(|_| backend.open_gate(gate));
+        let text = rest(&mut body).await;
+        assert!(text.ends_with("data: [DONE]\n\n"), "{gate}: {text}");
+        let first = text.find("data: ").unwrap();
+        assert!(!text[first..].contains(": working") && !text.contains("HTTP/1.1"), "{gate}: {text}");
+        let record = gateway.record_of(gate).await;
+        assert_eq!((&record["status"], &record["error"]), (&200.into(), &serde_json::Value::Null), "{record}");
+    }
+    // Who asked for no stream gets none.
+    let answer = gateway.chat(false).header("x-sim-fault", "delay=300").send().await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_failure_after_comments_is_told_in_an_event_or_mended_elsewhere() {
+    let (bad, good) = (simulator(Kind::Llm).await, simulator(Kind::Llm).await);
+    bad.fault("status=500,delay=300").unwrap();
+    let gateway = Gateway::setup().pool("chat", "nim-llm", ALIVE, &[&bad.url()]).start().await;
+    let answer = gateway.chat(true).header("x-request-id", "told").send().await;
+    assert_eq!(answer.status, 200);
+    assert!(answer.text().starts_with(": working\n\n"), "{}", answer.text());
+    assert!(events(&answer.text()).pop().unwrap()["error"].is_object(), "{}", answer.text());
+    assert_eq!(gateway.record_of("told").await["error"], "inference_error");
+    // Cut before anything of an answer came.
+    bad.fault("cut-after=0,delay=300").unwrap();
+    let answer = gateway.chat(true).header("x-request-id", "cut").send().await;
+    assert!(events(&answer.text()).pop().unwrap()["error"].is_object(), "{}", answer.text());
+    // Nothing ran: it may run elsewhere, after the comments.
+    bad.fault("status=503,delay=300").unwrap();
+    let pool = format!("{ALIVE}\nbalance: {{policy: round_robin}}");
+    let gateway = Gateway::setup().pool("chat", "nim-llm", &pool, &[&bad.url(), &good.url()]).start().await;
+    let mut mended = 0;
+    for _ in 0..4 {
+        let text = gateway.chat(true).send().await.text();
+        assert!(text.ends_with("data: [DONE]\n\n") && !text.contains("error"), "{text}");
+        mended += usize::from(text.starts_with(": working"));
+    }
+    assert!(mended > 0, "none met the bad endpoint");
+    gateway.until_idle().await;
+}
+
+#[tokio::test]
+async fn an_overload_told_by_the_first_event_is_tried_elsewhere() {
+    const FULL: &str = "data: {\"error\":{\"message\":\"ResourceExhausted: Worker local total request limit reached (16/16)\",\
+                        \"type\":\"Service Unavailable\",\"code\":503}}\n\ndata: [DONE]\n\n";
+    const EVENT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+    let answers = |events: String| vec![http("200 OK", "content-type: text/event-stream\r\n", events.as_bytes())];
+    let (full, asked) = scripted(answers(FULL.into())).await;
+    let (full, good) = (format!("http://{full}"), simulator(Kind::Llm).await);
+    for alive in ["", "stream: {keepalive_ms: 1}\n"] {
+        let before = asked.lock().unwrap().len();
+        let pool = format!(
+            "{alive}models: [{{id: meta/llama-3.1-8b-instruct}}]\nhealth: {{enabled: false}}\nmetrics: {{enabled: false}}\nbalance: {{policy: round_robin}}"
+        );
+        let gateway = Gateway::setup().pool("chat", "nim-llm", &pool, &[&full, &good.url()]).start().await;
+        let mut attempts = 0;
+        for turn in 0..6 {
+            let id = format!("turn-{turn}");
+            let answer = gateway.chat(true).header("x-request-id", &id).send().await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert!(
+                answer.text().ends_with("data: [DONE]\n\n") && !answer.text().contains("error"),
+                "{}",
+                answer.text()
+            );
+            let record = gateway.record_of(&id).await;
+            assert_eq!(record["error"], serde_json::Value::Null);
+            attempts += record["attempts"].as_u64().unwrap();
+        }
+        let met = (asked.lock().unwrap().len() - before) as u64;
+        assert!(met > 0 && attempts == 6 + met, "{met} met it, {attempts} attempts");
+        gateway.until_idle().await;
+    }
+    assert!(good.seen().runs().values().all(|runs| *runs <= 2), "once under each of the two gateways");
+    // There is nobody else: the status and the words are the backend's.
+    let gateway = Gateway::setup().chat(&[&full]).start().await;
+    let answer = gateway.chat(true).send().await;
+    assert_eq!((answer.status, answer.fault().0), (503, "inference_overloaded"), "{}", answer.text());
+    assert!(answer.text().contains("ResourceExhausted"), "{}", answer.text());
+    // Something was passed on.
+    let (late, _) = scripted(answers(format!("{EVENT}{FULL}"))).await;
+    let gateway = Gateway::setup().chat(&[&format!("http://{late}"), &good.url()]).start().await;
+    let answer = gateway.chat(true).send().await;
+    let text = answer.text();
+    assert!(!text.contains("ResourceExhausted") || text.starts_with(EVENT.trim_end()), "{text}");
 }

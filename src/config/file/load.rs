@@ -102,6 +102,17 @@ section! {
 }
 
 section! {
+    /// Event streams.
+    Streams {
+        /// Time between comments that keep the caller of a stream while its request is at work, from when it was sent
+        /// until its first event; 0 for none. With the first comment the answer has begun with status 200, and a later
+        /// failure can only be told in an event.
+        #[schemars(range(max = 3_600_000))]
+        keepalive_ms: u64 = 0,
+    }
+}
+
+section! {
     /// How many requests somebody else lets pass: a platform that limits the credential. What is too much waits in the
     /// pool's line.
     Pace {

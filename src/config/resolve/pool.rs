@@ -148,6 +148,7 @@ impl Resolver<'_> {
                 max_in_flight: pool.queue.max_in_flight,
                 keepalive: (pool.queue.keepalive_ms > 0).then(|| ms(pool.queue.keepalive_ms)),
             },
+            stream_keepalive: (pool.stream.keepalive_ms > 0).then(|| ms(pool.stream.keepalive_ms)),
             retry: RetrySettings {
                 attempts: pool.retry.attempts,
                 budget: pool.retry.budget_percent as f32 / 100.0,
