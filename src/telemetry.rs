@@ -19,9 +19,11 @@ use histogram::Histogram;
 use metric::{Counter, Family, Names, Reading};
 use page::Format;
 
-/// How many names of a kind have series of their own.
+/// What is counted, and how many names of a kind have series of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
+    /// Whether requests are counted at all.
+    pub counts: bool,
     /// Keys of callers.
     pub callers: usize,
     /// Models.
@@ -170,6 +172,9 @@ impl Telemetry {
     /// A request has ended.
     pub fn end(&self, ended: &Ended<'_>) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !self.bounds.counts {
+            return;
+        }
         let mut digits = [0; 3];
         let status = status_text(ended.status, &mut digits);
         let Ended { pool, operation, seen_in, .. } = *ended;
@@ -273,6 +278,9 @@ impl Telemetry {
 
     /// Counts the time between two pieces of a streamed answer.
     pub fn pieces(&self, operation: &str, model: &str, pool: &str) -> Option<Pieces> {
+        if !self.bounds.counts {
+            return None;
+        }
         let labels = [names::gen_ai_operation(operation)?, names::PROVIDER, self.models.bounded(model), pool];
         Some(Pieces { last: None, between: self.between_chunks.of(&labels) })
     }
@@ -395,7 +403,7 @@ fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { callers: 3, models: 3, endpoints: 3 };
+    const BOUNDS: Bounds = Bounds { counts: true, callers: 3, models: 3, endpoints: 3 };
 
     fn telemetry() -> Telemetry {
         Telemetry::new(BOUNDS, Arc::default())

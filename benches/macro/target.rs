@@ -33,6 +33,12 @@ pub enum Target {
     Nimgate,
     /// The same without access log.
     NimgateUnlogged,
+    /// The same, counting nothing.
+    NimgateUncounted,
+    /// The same as the one without a log, and one trace in a hundred is sent, metrics too.
+    NimgateTraced1,
+    /// The same, and every trace is sent.
+    NimgateTraced100,
     /// nimgate without access log and validation: what its path costs with the optional parts off.
     NimgatePlain,
     /// As nimgate, with limits on organisation, team and key that never refuse.
@@ -68,7 +74,7 @@ pub struct Stage {
 
 impl Target {
     /// All, in the order of the table.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Direct,
         Self::Pingora,
         Self::Nginx,
@@ -77,6 +83,9 @@ impl Target {
         Self::NimgatePlain,
         Self::NimgateLimits,
         Self::NimgateShared,
+        Self::NimgateUncounted,
+        Self::NimgateTraced1,
+        Self::NimgateTraced100,
     ];
 
     /// Its name in the table and for `--only`.
@@ -90,12 +99,17 @@ impl Target {
             Self::NimgatePlain => "nimgate-plain",
             Self::NimgateLimits => "nimgate-limits",
             Self::NimgateShared => "nimgate-shared",
+            Self::NimgateUncounted => "nimgate-uncounted",
+            Self::NimgateTraced1 => "nimgate-traced-1",
+            Self::NimgateTraced100 => "nimgate-traced-100",
         }
     }
 
     /// Measured only when it is named.
     pub fn is_extra(self) -> bool {
-        matches!(self, Self::NimgateUnlogged | Self::NimgatePlain) || self.has_limits()
+        matches!(self, Self::NimgateUnlogged | Self::NimgatePlain | Self::NimgateUncounted)
+            || self.share().is_some()
+            || self.has_limits()
     }
 
     /// Whether it can be had on this machine.
@@ -104,6 +118,15 @@ impl Target {
             Self::Nginx => nginx().is_some(),
             Self::NimgateShared => RedisServer::is_installed(),
             _ => true,
+        }
+    }
+
+    /// The share of traces that it sends, if it sends any. It sends metrics then too.
+    fn share(self) -> Option<f64> {
+        match self {
+            Self::NimgateTraced1 => Some(0.01),
+            Self::NimgateTraced100 => Some(1.0),
+            _ => None,
         }
     }
 
@@ -292,13 +315,21 @@ fn nimgate_command(
     // Patient: a busy machine is not an outage.
     let redis = redis.map_or_else(String::new, |at| format!("redis: {{addresses: [\"{at}\"], timeout_ms: 500}}\n"));
     let prices = if target.has_limits() { PRICES } else { "" };
+    let telemetry = match target.share() {
+        None => format!("telemetry: {{metrics: {{enabled: {}}}}}\n", target != Target::NimgateUncounted),
+        // The upstream plays the collector: it takes whatever comes.
+        Some(share) => format!(
+            "telemetry: {{otlp: {{endpoint: \"http://{upstream}\", logs: false, queue: 100000, queue_mib: 256, batch: 4096, delay_ms: 200}}, \
+             traces: {{sample: {share}}}}}\n"
+        ),
+    };
     let validation = if target == Target::NimgatePlain { "off" } else { "lenient" };
     let (chat, embedding) = (bodies::CHAT_MODEL, bodies::EMBEDDING_MODEL);
     let config = format!(
         "listeners: [{{address: \"{listen}\"}}]\n\
          admin: {{address: \"{admin}\"}}\n\
          callers: {{keys_file: {name}-keys.yaml}}\n\
-         {redis}{prices}\
+         {redis}{prices}{telemetry}\
          access_log: {{target: {log}}}\n\
          runtime: {{threads: {THREADS}}}\n\
          pools:\n  \

@@ -68,6 +68,8 @@ async fn answer(answers: Arc<Answers>, request: Request<Incoming>) -> Result<Res
         }
         (&Method::POST, "/v1/chat/completions") => whole(StatusCode::OK, answers.chat.clone()),
         (&Method::POST, "/v1/embeddings") => whole(StatusCode::OK, answers.embeddings.clone()),
+        // Played for those targets that send telemetry.
+        (&Method::POST, "/v1/traces" | "/v1/metrics") => whole(StatusCode::OK, Bytes::new()),
         (&Method::GET, "/v1/health/ready") => whole(StatusCode::OK, Bytes::from_static(b"{\"object\":\"health\"}")),
         _ => whole(StatusCode::NOT_FOUND, Bytes::from_static(b"{\"detail\":\"Not Found\"}")),
     })

@@ -90,6 +90,7 @@ impl<'a> Resolver<'a> {
             },
             access_log_queue: file.access_log.queue,
             metric_bounds: Bounds {
+                counts: file.telemetry.metrics.enabled,
                 callers: file.telemetry.metrics.max_callers,
                 models: file.telemetry.metrics.max_models,
                 endpoints: file.telemetry.metrics.max_endpoints,

@@ -136,9 +136,12 @@ section! {
 }
 
 section! {
-    /// How many names of a kind have series of their own; the first ones do, later ones share the name `other`. Needs a
-    /// restart.
+    /// What is counted, and how many names of a kind have series of their own: the first ones do, later ones share the name
+    /// `other`. Needs a restart.
     MetricBounds {
+        /// Whether anything is counted at all. Off, the page tells the state alone; only measurements of the gateway itself
+        /// want that.
+        enabled: bool = true,
         /// Keys of callers.
         #[schemars(range(min = 0, max = 10_000))]
         max_callers: usize = 500,
