@@ -22,6 +22,7 @@ use crate::balance::{self, Standing};
 use crate::cache::Purges;
 use crate::config::SecretText;
 use crate::directory::Directory;
+use crate::live::Live;
 use crate::observe::Observer;
 use crate::otlp::{Exporter, Stats};
 use crate::proxy::snapshot::{PoolState, Snapshot};
@@ -30,10 +31,13 @@ use crate::reload::Ask;
 use crate::store::Store;
 use crate::telemetry::page::Format;
 
+mod console;
 mod document;
+mod drain;
 mod groups;
 mod keys;
 mod level;
+mod live;
 mod problem;
 mod shown;
 mod site;
@@ -53,11 +57,13 @@ pub struct State {
     pub store: Option<Store>,
     /// The metrics.
     pub observer: Arc<Observer>,
+    /// What happened of late.
+    pub live: Arc<Live>,
     /// Stopping.
     pub draining: Arc<AtomicBool>,
     /// Asks for a reload.
     pub ask: Ask,
-    /// The credential for everything but health and metrics.
+    /// The credential for everything but health, metrics and the console's own files.
     pub token: Option<SecretText>,
     /// The records of keys, teams and organisations.
     pub directory: Arc<Directory>,
@@ -78,7 +84,7 @@ struct Endpoint {
     handler: MethodRouter<State>,
 }
 
-/// What is open to machines.
+/// What is open to all.
 fn open<H: Handler<T, State>, T: 'static>(method: Method, path: &'static str, handler: H) -> Endpoint {
     // The methods used here all have a filter.
     let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
@@ -98,7 +104,15 @@ fn endpoints() -> Vec<Endpoint> {
         open(GET, "/livez", || async { "live\n" }),
         open(GET, "/readyz", ready),
         open(GET, "/metrics", metrics),
+        open(GET, "/", console::lead),
+        open(GET, "/console", console::page),
+        open(GET, "/console/{file}", console::file),
         guarded(GET, "/state", show_state),
+        guarded(GET, "/live", live::show),
+        guarded(GET, "/recent", live::recent),
+        guarded(GET, "/labels", live::labels),
+        guarded(Method::POST, "/pools/{pool}/endpoints/{endpoint}/drain", drain::begin),
+        guarded(DELETE, "/pools/{pool}/endpoints/{endpoint}/drain", drain::end),
         guarded(Method::POST, "/reload", reload),
         guarded(GET, "/log/level", level::show),
         guarded(PUT, "/log/level", level::put),
@@ -128,7 +142,8 @@ pub fn routes() -> Vec<(Method, &'static str)> {
     endpoints().into_iter().map(|endpoint| (endpoint.method, endpoint.path)).collect()
 }
 
-/// The endpoints: `/livez`, `/readyz` and `/metrics` for machines; all else behind the credential.
+/// The endpoints: `/livez`, `/readyz` and `/metrics` for machines, and the console's files, which hold no data; all else
+/// behind the credential.
 pub fn router(state: State) -> Router {
     let (guarded, open): (Vec<_>, Vec<_>) = endpoints().into_iter().partition(|endpoint| endpoint.is_guarded);
     let all = |endpoints: Vec<Endpoint>| {
@@ -213,6 +228,7 @@ fn show_endpoint(pool: &PoolState, endpoint: &balance::Endpoint) -> Value {
     json!({
         "name": endpoint.name(),
         "healthy": endpoint.health().is_healthy(),
+        "drained": endpoint.is_drained(),
         "in_flight": endpoint.in_flight(),
         "max_in_flight": pool.pool.tuning().max_in_flight,
         "work": endpoint.work(),

@@ -122,6 +122,8 @@ pub struct Endpoint {
     id: u64,
     addresses: RwLock<Vec<SocketAddr>>,
     has_address: AtomicBool,
+    /// Whether an operator keeps new requests away.
+    is_drained: AtomicBool,
     in_flight: AtomicUsize,
     /// Work in flight, in thousandths.
     work: AtomicU64,
@@ -282,7 +284,7 @@ impl Pool {
 
     /// Whether an endpoint was not tried yet.
     pub fn has_others(&self, tried: &[Arc<Endpoint>]) -> bool {
-        self.current().iter().any(|e| !tried.iter().any(|t| Arc::ptr_eq(t, e)))
+        self.current().iter().any(|e| !e.is_drained() && !tried.iter().any(|t| Arc::ptr_eq(t, e)))
     }
 
     /// Whether any endpoint looks well: probes succeed, its breaker is closed, it asked for no pause.
@@ -297,7 +299,7 @@ impl Pool {
 
     /// Whether an endpoint works, and merely asked for a pause.
     pub fn is_resting(&self) -> bool {
-        let works = |e: &Arc<Endpoint>| e.has_address() && e.health.is_healthy() && !e.breaker.is_open();
+        let works = |e: &Arc<Endpoint>| e.is_available() && !e.breaker.is_open();
         self.current().iter().any(works)
     }
 
@@ -600,6 +602,7 @@ impl Endpoint {
             id: affinity::hash(&[settings.name.as_bytes()]),
             settings,
             has_address: AtomicBool::new(!addresses.is_empty()),
+            is_drained: AtomicBool::new(false),
             addresses: RwLock::new(addresses),
             in_flight: AtomicUsize::new(0),
             work: AtomicU64::new(0),
@@ -678,8 +681,24 @@ impl Endpoint {
         *self.addresses.write().unwrap_or_else(std::sync::PoisonError::into_inner) = addresses;
     }
 
+    /// Keeps new requests away, or no longer. What it works on goes on, and so does what is bound to it.
+    pub fn drain(&self, is_drained: bool) {
+        self.is_drained.store(is_drained, Ordering::Relaxed);
+    }
+
+    /// Whether an operator keeps new requests away.
+    pub fn is_drained(&self) -> bool {
+        self.is_drained.load(Ordering::Relaxed)
+    }
+
+    /// Stands in the place of another one of its name, and is drained if that was.
+    pub fn replacing(self, before: Option<&Arc<Self>>) -> Self {
+        self.drain(before.is_some_and(|before| before.is_drained()));
+        self
+    }
+
     fn is_available(&self) -> bool {
-        self.health.is_healthy() && self.has_address()
+        self.health.is_healthy() && self.has_address() && !self.is_drained()
     }
 
     fn has_address(&self) -> bool {
@@ -687,7 +706,7 @@ impl Endpoint {
     }
 
     fn grade(&self, now: u64) -> Grade {
-        if !self.has_address() {
+        if !self.has_address() || self.is_drained() {
             Grade::Out
         } else if self.health.is_healthy() && !matches!(self.breaker.standing(now), Standing::Paused(_)) {
             Grade::Usable

@@ -20,12 +20,14 @@ mod limit;
 mod remote;
 mod sim;
 mod table;
+mod top;
 mod usage;
 
 pub use cache::Cache;
 pub use demo::DEMO_KEY;
 pub use groups::{Orgs, Teams};
 pub use keys::{Keys, NewKeyArgs};
+pub use top::Top;
 pub use usage::Usage;
 
 /// The gateway in front of NVIDIA inference: keys, schema validation, routing and blame for NIM and NVCF.
@@ -83,6 +85,8 @@ pub enum Command {
     },
     /// Show who used what.
     Usage(Usage),
+    /// Watch a running gateway in a terminal: rates, pools, callers, failures. The page /console shows more.
+    Top(Top),
     /// Print the JSON Schema of the configuration file, for editors.
     Schema {
         /// Of the keys file instead.
@@ -151,6 +155,7 @@ pub fn run(cli: Cli, mut out: impl Write + Send + 'static) -> Result<bool> {
         Command::Orgs { command } => groups::orgs(command, &mut out)?,
         Command::Cache { command } => cache::run(command, &mut out)?,
         Command::Usage(usage) => usage::run(&usage, &mut out)?,
+        Command::Top(top) => top::run(&top, &mut out)?,
         Command::Schema { keys } => {
             let schema = if keys { config::schema::<file::Keys>() } else { config::schema::<file::File>() };
             writeln!(out, "{}", serde_json::to_string_pretty(&schema)?)?;

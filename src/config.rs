@@ -73,6 +73,8 @@ pub struct Admin {
     pub address: SocketAddr,
     /// The credential.
     pub token: Option<SecretText>,
+    /// Single requests of each kind that are remembered.
+    pub recent: usize,
 }
 
 /// A secret. Prints as `***`.

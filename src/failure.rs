@@ -16,9 +16,11 @@ use crate::{auth, balance, quota, route, schema};
 
 mod dialect;
 pub mod grpc;
+mod words;
 
 pub use crate::upstream::Blame;
 pub use dialect::{Body, render, render_with, reword};
+pub use words::{Meaning, meanings};
 
 /// One way in which a request fails.
 #[derive(Clone, Debug)]

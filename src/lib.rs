@@ -23,6 +23,7 @@ pub mod discovery;
 pub mod failure;
 pub mod finder;
 pub mod ids;
+pub mod live;
 pub mod log;
 pub mod meter;
 pub mod observe;

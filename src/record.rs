@@ -11,6 +11,7 @@ use crate::access_log::AccessLog;
 use crate::auth::Caller;
 use crate::failure::Failure;
 use crate::ids::{ApiName, ModelId, PoolName, RequestId};
+use crate::live::{self, Live};
 use crate::otlp::Exporter;
 use crate::quota::limit::NANO;
 use crate::telemetry::{Ended, Pieces, Telemetry};
@@ -187,6 +188,7 @@ impl Sample {
 /// Writes records.
 pub struct Recorder {
     telemetry: Arc<Telemetry>,
+    live: Arc<Live>,
     access_log: AccessLog,
     sample: Sample,
     exporter: Exporter,
@@ -253,8 +255,14 @@ struct Line<'a> {
 
 impl Recorder {
     /// A recorder into these.
-    pub fn new(telemetry: Arc<Telemetry>, access_log: AccessLog, sample: Sample, exporter: Exporter) -> Self {
-        Self { telemetry, access_log, sample, exporter }
+    pub fn new(
+        telemetry: Arc<Telemetry>,
+        live: Arc<Live>,
+        access_log: AccessLog,
+        sample: Sample,
+        exporter: Exporter,
+    ) -> Self {
+        Self { telemetry, live, access_log, sample, exporter }
     }
 
     /// Whether anybody is told of traces.
@@ -317,6 +325,7 @@ impl Recorder {
                 self.exporter.spans(export::spans(&line, finished, trace));
             }
         }
+        self.live.end(&lived(finished));
         self.telemetry.end(&Ended {
             api: trail.api.as_ref().map_or("", ApiName::as_str),
             operation: trail.operation.as_deref().unwrap_or(""),
@@ -395,11 +404,7 @@ fn line<'a>(finished: &'a Finished<'_>) -> Line<'a> {
         grpc_status: trail.grpc,
         error: failure.map(Failure::label),
         blame: failure.map(|f| f.blame().word()),
-        detail: match failure {
-            Some(Failure::Internal(detail)) => Some(detail),
-            Some(Failure::ResultLost(reason)) => Some(reason),
-            _ => None,
-        },
+        detail: failure.and_then(detail),
         first_byte_ms: trail.first_byte.map(millis),
         first_chunk_ms: trail.first_chunk.map(millis),
         total_ms: millis(total),
@@ -409,6 +414,48 @@ fn line<'a>(finished: &'a Finished<'_>) -> Line<'a> {
         output_tokens: trail.tokens.map(|t| t.output),
         tokens: trail.tokens.map(|t| if t.is_stated { "stated" } else { "counted" }),
         spend: trail.spend.map(|nano| nano as f64 / NANO as f64),
+    }
+}
+
+/// What is remembered of late: what the access log has.
+fn lived<'a>(finished: &'a Finished<'_>) -> live::Ended<'a> {
+    let Finished { trail, request_id, total, request, .. } = finished;
+    let failure = trail.failure.as_ref();
+    let caller = trail.caller.as_deref();
+    live::Ended {
+        request_id: request_id.as_str(),
+        trace: trail.trace.as_ref().map(|trace| trace.id),
+        nvcf_id: trail.nvcf_id.as_deref(),
+        method: request.method.as_str(),
+        path: request.uri.path(),
+        caller: caller.map(Caller::id),
+        org: caller.map(Caller::org),
+        team: caller.map(Caller::team),
+        operation: trail.operation.as_deref(),
+        model: trail.model.as_ref().map(ModelId::as_str),
+        pool: trail.pool.as_ref(),
+        endpoint: trail.endpoint.as_deref(),
+        status: trail.status,
+        grpc: trail.grpc,
+        failure: failure.map(|failure| (failure.label(), failure.blame().word())),
+        detail: failure.and_then(detail),
+        total: *total,
+        first_byte: trail.first_byte,
+        queued: trail.queued,
+        attempts: trail.attempts,
+        spill: trail.spill.as_ref().map(|spill| (spill.from.as_str(), spill.reason.word())),
+        hedge: trail.hedge.map(hedge_word),
+        cache: trail.cache.map(|cache| (cache.result, cache.hits, cache.misses)),
+        tokens: trail.tokens.map(|tokens| (tokens.input, tokens.output)),
+    }
+}
+
+/// What the log says of a failure beside its label.
+fn detail(failure: &Failure) -> Option<&str> {
+    match failure {
+        Failure::Internal(detail) => Some(detail),
+        Failure::ResultLost(reason) => Some(reason),
+        _ => None,
     }
 }
 

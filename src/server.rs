@@ -28,6 +28,7 @@ use crate::cache::{Purges, Remote};
 use crate::config::Config;
 use crate::config::file::{CallerStore, LogTarget};
 use crate::directory::Directory;
+use crate::live::Live;
 use crate::log;
 use crate::observe::Observer;
 use crate::otlp::{self, Exporter};
@@ -101,7 +102,9 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     });
     let exporter = exporter(collector, &observer)?;
     log::start(&log_settings, &exporter);
-    let recorder = Arc::new(Recorder::new(Arc::clone(&telemetry), access_log, sample, exporter.clone()));
+    let live = Arc::new(Live::new(admin.recent));
+    let recorder =
+        Arc::new(Recorder::new(Arc::clone(&telemetry), Arc::clone(&live), access_log, sample, exporter.clone()));
 
     let admin_socket = bind(&admin.address.to_string())?;
     listeners.iter().try_for_each(|l| check_free(l.address))?;
@@ -143,6 +146,7 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
         limiter: Arc::clone(&limits.limiter),
         store: limits.store.clone(),
         observer,
+        live,
         draining: Arc::clone(&draining),
         ask: ask.clone(),
         token: admin.token,

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 36] = [
+const ARROWS: [(&str, &[&str]); 37] = [
     ("pacer", &["admission", "proxy", "quota", "store"]),
     ("admission", &["ids"]),
     ("ids", &[]),
@@ -39,9 +39,10 @@ const ARROWS: [(&str, &[&str]); 36] = [
     ("otlp", &[]),
     ("log", &["otlp"]),
     ("telemetry", &["otlp"]),
-    ("record", &["access_log", "auth", "failure", "ids", "otlp", "quota", "telemetry", "trace"]),
+    ("record", &["access_log", "auth", "failure", "ids", "live", "otlp", "quota", "telemetry", "trace"]),
     ("observe", &["balance", "ids", "otlp", "proxy", "quota", "store", "telemetry"]),
     ("trace", &[]),
+    ("live", &["ids"]),
     (
         "proxy",
         &[
@@ -99,6 +100,8 @@ const ARROWS: [(&str, &[&str]); 36] = [
             "cache",
             "config",
             "directory",
+            "failure",
+            "live",
             "log",
             "observe",
             "otlp",
@@ -117,6 +120,7 @@ const ARROWS: [(&str, &[&str]); 36] = [
             "cache",
             "config",
             "directory",
+            "live",
             "log",
             "observe",
             "otlp",
@@ -136,6 +140,8 @@ const ARROWS: [(&str, &[&str]); 36] = [
 ];
 /// Libraries and the only modules that may name them.
 const LIBRARIES: [(&str, &[&str]); 12] = [
+    ("ratatui", &["cli"]),
+    ("crossterm", &["cli"]),
     ("redis", &["store", "quota", "directory", "cache", "owner", "pacer"]),
     ("hickory_resolver", &["discovery"]),
     ("kube", &["discovery"]),

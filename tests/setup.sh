@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need and this machine lacks: programs, Redis, and an environment with the Python and Node
+# Installs what the tests need and this machine lacks: programs, Redis, Chromium, and an environment with the Python and Node
 # clients that tests speak to the gateway with.
 # Does nothing, quickly, when all of it is there.
 set -euo pipefail
@@ -14,7 +14,7 @@ as_root() {
 }
 
 missing=()
-for program in curl jq zip flock redis-server; do
+for program in curl jq zip flock redis-server chromium; do
     command -v "$program" >/dev/null || missing+=("${program/flock/util-linux}")
 done
 python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || missing+=(python3 python3-venv)

@@ -60,8 +60,9 @@ impl Members {
         let known = leaving.iter().filter_map(Weak::upgrade).chain(before.iter().cloned());
         let mut known: HashMap<String, Arc<Endpoint>> = known.map(|e| (e.name().to_owned(), e)).collect();
         let mut endpoint = |(settings, address): (Settings, SocketAddr)| {
-            let same = known.remove(&settings.name).filter(|e| *e.settings() == settings);
-            same.unwrap_or_else(|| Arc::new(Endpoint::new(settings, vec![address])))
+            let before = known.remove(&settings.name);
+            let same = before.clone().filter(|e| *e.settings() == settings);
+            same.unwrap_or_else(|| Arc::new(Endpoint::new(settings, vec![address]).replacing(before.as_ref())))
         };
         let present: Vec<_> = wanted.into_iter().map(&mut endpoint).collect();
         *leaving = known.values().map(Arc::downgrade).collect();

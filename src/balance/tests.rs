@@ -183,3 +183,42 @@ fn a_full_endpoint_takes_half_as_many_again_of_what_it_has_cached() {
     let other = pool.pick(&Ask::default(), now()).unwrap();
     assert!(!Arc::ptr_eq(other.endpoint(), &home), "what is not cached there goes elsewhere");
 }
+
+#[test]
+fn a_drained_endpoint_gets_nothing_new_and_keeps_what_it_has() {
+    for policy in [Policy::Work, Policy::LeastInFlight, Policy::RoundRobin, Policy::Random] {
+        let pool = pool_with(2, Tuning { policy, affinity: 100, ..Tuning::default() });
+        let chain = Chain::of_key("conversation");
+        let ask = Ask { chain: Some(&chain), ..Ask::default() };
+        let held = pool.pick(&ask, now()).unwrap();
+        let home = Arc::clone(held.endpoint());
+        home.drain(true);
+        let others: Vec<Lease> = (0..20).map(|_| pool.pick(&ask, now()).unwrap()).collect();
+        assert!(others.iter().all(|lease| !Arc::ptr_eq(lease.endpoint(), &home)), "{policy:?}");
+        assert_eq!(home.in_flight(), 1);
+        assert!(pool.lease(&home, 1.0, now()).is_some(), "what is bound to it goes on");
+        // Its requests count as places that are taken, so that the others get no more than theirs.
+        assert_eq!(pool.places(now()), pool.tuning().max_in_flight + 1);
+        others[0].endpoint().drain(true);
+        assert_eq!(pick(&pool).unwrap_err(), NoEndpoint::AllUnhealthy);
+        assert!(!pool.is_available() && !pool.is_resting() && !pool.has_others(&[]));
+        home.drain(false);
+        assert!(Arc::ptr_eq(pick(&pool).unwrap().endpoint(), &home));
+    }
+}
+
+#[test]
+fn a_drained_endpoint_that_is_set_up_anew_is_still_drained() {
+    let settings = |healthy_after| Settings {
+        name: "a:1".into(),
+        host: "h".into(),
+        port: 1,
+        thresholds: Thresholds { unhealthy_after: 1, healthy_after },
+    };
+    let members = Members::new(Vec::new());
+    let address = ([127, 0, 0, 1], 1).into();
+    members.replace([(settings(1), address)]);
+    members.present()[0].drain(true);
+    members.replace([(settings(2), address)]);
+    assert!(members.present()[0].is_drained());
+}

@@ -106,7 +106,7 @@ fn banner(demo: &Demo, limited: &NewKey, directory: &Path) -> String {
         format!("  key       {key}"),
         format!("  limited   {limited}   (2 requests a second, 2 at a time, 20000 tokens a day)"),
         format!("  APIs      {url}/docs"),
-        format!("  admin     http://{}/state, /metrics", demo.admin),
+        format!("  admin     http://{}/console, /state, /metrics", demo.admin),
         format!("  files     {}   (nimgate.yaml is reloaded when it changes; access.log)", directory.display()),
         "\nA chat:".into(),
         post("/v1/chat/completions", CHAT),

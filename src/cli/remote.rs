@@ -66,19 +66,14 @@ impl Remote {
 
     /// Asks, and reads the answer, which is a good one.
     pub(super) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Bytes> {
-        let request = self.request(method, path, body)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let attempt = async {
-            let answer = client().request(request).await.map_err(|e| reason(&e))?;
-            let (status, body) = (answer.status(), answer.into_body());
-            let body = Limited::new(body, LONGEST).collect().await.map_err(|e| anyhow!(e.to_string()))?;
-            Ok::<_, anyhow::Error>((status, body.to_bytes()))
-        };
-        let answered = runtime.block_on(async { tokio::time::timeout(PATIENCE, attempt).await });
-        let (status, bytes) = answered
-            .unwrap_or_else(|_| Err(anyhow!("no answer within {} s", PATIENCE.as_secs())))
-            .with_context(|| format!("asking {}", self.admin))?;
+        let (status, bytes) = self.line(PATIENCE)?.ask(method, path, body)?;
         if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
+    }
+
+    /// A line for many questions, which keeps its connection; each waits so long at most.
+    pub(super) fn line(&self, patience: Duration) -> Result<Line> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Line { remote: self.clone(), runtime, client: client(), patience })
     }
 
     fn request(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>> {
@@ -115,7 +110,42 @@ impl Remote {
     }
 }
 
-fn client() -> Client<hyper_rustls::HttpsConnector<HttpConnector>, Full<Bytes>> {
+/// A line to one gateway.
+pub(super) struct Line {
+    remote: Remote,
+    runtime: tokio::runtime::Runtime,
+    client: HttpClient,
+    patience: Duration,
+}
+
+impl Line {
+    /// Reads a page of JSON. `/readyz` has one with a status of 503 too.
+    pub(super) fn page(&self, path: &str) -> Result<Value> {
+        let (status, bytes) = self.ask(Method::GET, path, None)?;
+        if !status.is_success() && !(status == StatusCode::SERVICE_UNAVAILABLE && path == "/readyz") {
+            return Err(refusal(status, &bytes));
+        }
+        serde_json::from_slice(&bytes).with_context(|| format!("{} did not answer with JSON", self.remote.admin))
+    }
+
+    fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Bytes)> {
+        let request = self.remote.request(method, path, body)?;
+        let attempt = async {
+            let answer = self.client.request(request).await.map_err(|e| reason(&e))?;
+            let (status, body) = (answer.status(), answer.into_body());
+            let body = Limited::new(body, LONGEST).collect().await.map_err(|e| anyhow!(e.to_string()))?;
+            Ok::<_, anyhow::Error>((status, body.to_bytes()))
+        };
+        let answered = self.runtime.block_on(async { tokio::time::timeout(self.patience, attempt).await });
+        answered
+            .unwrap_or_else(|_| Err(anyhow!("no answer within {} s", self.patience.as_secs())))
+            .with_context(|| format!("asking {}", self.remote.admin))
+    }
+}
+
+type HttpClient = Client<hyper_rustls::HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+fn client() -> HttpClient {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     let mut roots = RootCertStore::empty();

@@ -128,6 +128,9 @@ section! {
         address: String = "127.0.0.1:9090".into(),
         /// Credential for everything but health and metrics. Required when the address is not loopback.
         token: Option<Secret> = None,
+        /// Single requests of each kind (failed by blame, queued, retried, spilled, cached) that the console shows.
+        #[schemars(range(min = 1, max = 10_000))]
+        recent: u32 = 200,
     }
 }
 

@@ -216,7 +216,7 @@ impl<'a> Resolver<'a> {
         if admin.token.is_none() && !address.ip().is_loopback() {
             self.mistake("/admin/address", "an admin address beyond loopback needs admin.token");
         }
-        Admin { address, token }
+        Admin { address, token, recent: admin.recent as usize }
     }
 
     fn origins(&mut self, cors: &file::Cors) {

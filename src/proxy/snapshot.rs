@@ -365,7 +365,8 @@ fn members(wanted: &Endpoints, before: Option<&PoolState>) -> Arc<Members> {
         Endpoints::Listed(listed) => {
             let endpoint = |wanted: &crate::balance::Settings| {
                 let kept = known.iter().find(|e| e.settings() == wanted).cloned();
-                kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), Vec::new())))
+                let namesake = || known.iter().find(|e| e.name() == wanted.name);
+                kept.unwrap_or_else(|| Arc::new(Endpoint::new(wanted.clone(), Vec::new()).replacing(namesake())))
             };
             Arc::new(Members::new(listed.iter().map(endpoint).collect()))
         }

@@ -14,7 +14,7 @@ use crate::redis::*;
 use crate::support::*;
 
 mod api;
-mod cli;
+pub mod cli;
 mod lost;
 mod mended;
 

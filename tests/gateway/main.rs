@@ -19,6 +19,7 @@ mod cache;
 mod callers;
 mod chaos;
 mod collector;
+mod console;
 mod discovery;
 mod endings;
 mod failure;

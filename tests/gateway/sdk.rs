@@ -4,13 +4,15 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nimgate::sim::LLM_FUNCTION;
 use serde_json::{Value, json};
 
 use crate::support::*;
 
+/// How long a script may take; browsers are slow on a busy machine.
+const LONGEST: Duration = Duration::from_secs(240);
 const LIMITED: &str = "ngk_limited_0123456789abcdef";
 
 /// A script under way.
@@ -40,15 +42,17 @@ impl Script {
 
     /// Waits for its end, which must be a good one.
     pub(crate) async fn finish(mut self) -> Value {
-        let mut ended = None;
-        until("the script has ended", async || {
-            ended = self.child.try_wait().unwrap();
-            ended.is_some()
-        })
-        .await;
+        let begun = Instant::now();
+        let ended = loop {
+            if let Some(ended) = self.child.try_wait().unwrap() {
+                break ended;
+            }
+            assert!(begun.elapsed() < LONGEST, "the script does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
         let [output, errors] = ["stdout", "stderr"].map(|name| std::fs::read_to_string(self.directory.join(name)));
         let (output, errors) = (output.unwrap(), errors.unwrap());
-        assert!(ended.unwrap().success(), "{output}\n{errors}");
+        assert!(ended.success(), "{output}\n{errors}");
         serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error}: {output}\n{errors}"))
     }
 }
