@@ -91,7 +91,7 @@ impl Observer {
                 open.add(&labels, truth(endpoint.is_open()));
                 expected.add(&labels, pool.pool.expected(endpoint, now));
                 if let Some((report, _)) = endpoint.heard().latest(now) {
-                    report.waiting.iter().for_each(|count| waiting.add(&labels, *count as f64));
+                    report.waiting.iter().for_each(|count| waiting.add(&labels, *count));
                     report.kv_usage.iter().for_each(|share| usage.add(&labels, *share));
                 }
             }

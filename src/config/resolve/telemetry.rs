@@ -161,7 +161,7 @@ impl Resolver<'_> {
         let authorities =
             self.otlp_file(otlp.ca_file.as_deref(), "ca_file", signal, "CERTIFICATE").map(|(at, path)| {
                 let found: Vec<Vec<u8>> = pem::certificates(&path).into_iter().map(|der| der.to_vec()).collect();
-                if found.is_empty() {
+                if found.is_empty() && path.exists() {
                     self.mistake_once(&at, format!("{}: {}", path.display(), pem::ONE_CERTIFICATE));
                 }
                 found
@@ -203,13 +203,10 @@ impl Resolver<'_> {
             Some(named) => (format!("/telemetry/otlp/{key}"), beside(self.path, named)),
             None => ("/telemetry/otlp".to_owned(), stated()?),
         };
-        match std::fs::File::open(&path) {
-            Ok(_) => Some((pointer, path)),
-            Err(e) => {
-                self.mistake_once(&pointer, format!("{} can not be read: {e}", path.display()));
-                None
-            }
+        if let Err(e) = std::fs::File::open(&path) {
+            self.mistake_once(&pointer, format!("{} can not be read: {e}", path.display()));
         }
+        Some((pointer, path))
     }
 
     /// What a variable says of one signal, or of all.
