@@ -221,6 +221,7 @@ fn the_annotated_references_state_the_codes_defaults() {
         "catalogue.directory",
         "telemetry.service",
         "telemetry.otlp",
+        "telemetry.traces.keep_slower_ms",
     ];
     assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), off.map(str::to_owned).into());
     let stated = yaml::parse_value(&switched_on(&text)).unwrap();

@@ -139,7 +139,7 @@ const ARROWS: [(&str, &[&str]); 37] = [
     ("cli", &["auth", "config", "directory", "proxy", "quota", "server", "sim"]),
 ];
 /// Libraries and the only modules that may name them.
-const LIBRARIES: [(&str, &[&str]); 12] = [
+const LIBRARIES: [(&str, &[&str]); 14] = [
     ("ratatui", &["cli"]),
     ("crossterm", &["cli"]),
     ("redis", &["store", "quota", "directory", "cache", "owner", "pacer"]),

@@ -261,7 +261,7 @@ async fn check_traces(collector: &Collector, retried: &str) {
     let again = spans(collector, retried).await;
     let (first, second) = (&attempts(&again)[0].attributes, &attempts(&again)[1].attributes);
     assert_eq!(text(first, names::ERROR_TYPE), text(second, "nimgate.retry.reason"));
-    assert_eq!(text(first, names::ERROR_TYPE), "connect_failed");
+    assert_eq!(text(first, names::ERROR_TYPE), "connect_refused");
     assert_eq!(value(second, names::RESEND_COUNT), Some(Any::IntValue(1)));
     assert_ne!(text(first, "nimgate.endpoint"), text(second, "nimgate.endpoint"));
     let spilled = spans(collector, "spilled").await;
