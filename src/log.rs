@@ -23,6 +23,9 @@ use form::Form;
 
 /// Which words are told unless somebody says otherwise.
 pub const LEVEL: &str = "info,pingora=error,pingora_core=error,pingora_proxy=off,hickory_net=error,redis=error";
+/// The most that is told whatever anybody says: the details of libraries hold whole requests, keys and prompts with them.
+const MOST: &str =
+    "info,nimgate=trace,pingora=error,pingora_core=error,pingora_proxy=off,hickory_net=error,redis=error";
 /// The longest text that says which.
 const LONGEST: usize = 1000;
 
@@ -69,7 +72,11 @@ pub fn init(level: Option<String>) {
         exporter: Arc::default(),
     };
     let lines = fmt::layer().event_format(Form::new(Arc::clone(&log.is_text))).with_writer(std::io::stderr);
-    let subscriber = tracing_subscriber::registry().with(layer).with(Gate(Arc::clone(&log.flood))).with(lines);
+    let subscriber = tracing_subscriber::registry()
+        .with(layer)
+        .with(EnvFilter::new(MOST))
+        .with(Gate(Arc::clone(&log.flood)))
+        .with(lines);
     let is_first = subscriber.with(Export(Arc::clone(&log.exporter))).try_init().is_ok();
     if is_first {
         let _ = LOG.set(log);

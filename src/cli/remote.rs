@@ -122,7 +122,8 @@ impl Line {
     /// Reads a page of JSON. `/readyz` has one with a status of 503 too.
     pub(super) fn page(&self, path: &str) -> Result<Value> {
         let (status, bytes) = self.ask(Method::GET, path, None)?;
-        if !status.is_success() && !(status == StatusCode::SERVICE_UNAVAILABLE && path == "/readyz") {
+        let tells_why = status == StatusCode::SERVICE_UNAVAILABLE && path == "/readyz";
+        if !status.is_success() && !tells_why {
             return Err(refusal(status, &bytes));
         }
         serde_json::from_slice(&bytes).with_context(|| format!("{} did not answer with JSON", self.remote.admin))

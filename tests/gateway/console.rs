@@ -346,9 +346,10 @@ async fn what_happened_of_late_is_told_step_by_step() {
     let rows = list(&failed["requests"]);
     let bad = rows.iter().find(|row| row["request_id"] == "bad").unwrap();
     let record = gateway.record_of("bad").await;
-    for name in
-        ["error", "blame", "status", "pool", "endpoint", "caller", "model", "method", "path", "total_ms", "attempts"]
-    {
+    for name in [
+        "trace_id", "error", "blame", "status", "pool", "endpoint", "caller", "model", "method", "path", "total_ms",
+        "attempts",
+    ] {
         assert_eq!(bad[name], record[name], "{name}");
     }
     assert_eq!(rows[0]["error"], "path_not_found", "the latest first: {rows:?}");
@@ -428,7 +429,6 @@ async fn a_drained_endpoint_is_left_alone_over_reloads_until_it_is_let_go() {
     for wrong in ["/pools/chat/endpoints/nobody/drain", "/pools/nobody/endpoints/x/drain"] {
         assert_eq!(ask(&gateway, "POST", wrong, None).await.status, 404);
     }
-    assert_eq!(gateway.admin(&path).await.status, 401);
 }
 
 #[tokio::test]

@@ -9,10 +9,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use crate::collector::Collector;
 use crate::failure::{raw_backend, read_request};
 use crate::support::*;
 
 const UPSTREAM_KEY: &str = "nvapi-upstream-secret";
+const COLLECTOR_KEY: &str = "collector-credential-0123456789";
 const CHAT: &str = "/v1/chat/completions";
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -913,18 +915,26 @@ async fn secrets_appear_nowhere() {
     let broken = raw_backend(b"garbage with credential\r\n\r\n").await;
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("upstream.key"), UPSTREAM_KEY).unwrap();
+    std::fs::write(directory.path().join("collector.key"), COLLECTOR_KEY).unwrap();
+    let collector = Collector::start().await;
     let pool = "kind: ngc\ncredential: {secret: {file: upstream.key}}\nhealth: {enabled: false}";
     let gateway = Gateway::setup()
         .pool("curator", "nemo-curator", pool, &[&curator.url()])
         .pool("broken", "nemo-curator", pool, &[&format!("http://{broken}")])
         .chat(&[&llm.url()])
-        .top("client: {body_idle_timeout_ms: 300}")
+        .top(&format!(
+            "client: {{body_idle_timeout_ms: 300}}\ntelemetry: {{otlp: {{endpoint: 'http://{}', delay_ms: 20, \
+             headers: {{x-collector: {{file: collector.key}}}}, metrics_interval_s: 1}}, traces: {{sample: 1}}}}\n\
+             log: {{level: trace}}",
+            collector.address()
+        ))
         .start_in(directory)
         .await;
     let secrets = BTreeMap::from([
         ("the key", KEY),
         ("a key that is none", "ngk_test_stolen9876543210"),
         ("the upstream's credential", UPSTREAM_KEY),
+        ("the collector's credential", COLLECTOR_KEY),
         ("s3Config", "c2VjcmV0LXMzLWNvbmZpZw=="),
         ("a prompt", "my-own-prompt-text"),
         ("a signature", "X-Amz-Signature-0123456789"),
@@ -972,9 +982,24 @@ async fn secrets_appear_nowhere() {
     until("all are recorded", async || gateway.records().len() >= answers.len()).await;
     places.push(("the output".into(), gateway.output()));
     places.push(("the access log".into(), std::fs::read_to_string(gateway.path("access.log")).unwrap()));
-    for page in ["/metrics", "/state", "/readyz"] {
-        places.push((page.into(), gateway.admin(page).await.text()));
+    for page in
+        ["/metrics", "/state", "/readyz", "/live", "/recent", "/recent?kind=failed", "/console", "/usage", "/keys"]
+    {
+        let answer = gateway.admin(page).await;
+        assert_eq!(answer.status, 200, "{page}");
+        places.push((page.into(), answer.text()));
     }
+    let last = collector.spans().len();
+    gateway.get(&format!("/v1/nothing{signed}")).send().await;
+    until("the collector has them all", async || {
+        let has_metrics = collector.metrics().iter().any(|metric| metric.name == "nimgate.requests");
+        has_metrics && collector.spans().len() > last && collector.logs().len() >= answers.len()
+    })
+    .await;
+    assert!(collector.spans().len() > answers.len());
+    places.push(("a span".into(), format!("{:?}", collector.spans())));
+    places.push(("a log record".into(), format!("{:?}", collector.logs())));
+    places.push(("a metric".into(), format!("{:?}", collector.metrics())));
     for (place, text) in places {
         for (name, secret) in &secrets {
             assert!(!text.contains(secret), "{name} in {place}: {text}");

@@ -285,6 +285,51 @@ async fn check_lines(gateway: &Gateway, retried: &str) {
     assert_eq!((of("missed", "cache").await, of("cached", "cache").await), (json!("miss"), json!("hit")));
 }
 
+/// A collector that dies, hangs, is slow and comes back, while requests go on: none fails, and none takes part in it.
+#[tokio::test]
+async fn requests_go_on_whatever_becomes_of_the_collector() {
+    let (collector, backend) = (Collector::start().await, simulator(Kind::Llm).await);
+    let endpoint = format!("http://{}", collector.address());
+    let top = format!(
+        "telemetry: {{otlp: {{endpoint: '{endpoint}', delay_ms: 5, queue: 64, batch: 16, timeout_ms: 200, \
+         metrics_interval_s: 1}}, traces: {{sample: 1}}}}"
+    );
+    let gateway = Arc::new(Gateway::setup().chat(&[&backend.url()]).top(&top).start().await);
+    let load = async |what: &str| {
+        let mut running = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let gateway = Arc::clone(&gateway);
+            running.spawn(async move {
+                for stream in [false, true, false, true, false, true, false, true] {
+                    assert_eq!(gateway.chat(stream).send().await.status, 200);
+                }
+            });
+        }
+        let done = running.join_all();
+        let done = tokio::time::timeout(std::time::Duration::from_secs(30), done).await;
+        assert!(done.is_ok(), "requests wait for a collector that {what}");
+    };
+    load("is well").await;
+    collector.always(Told::Hang);
+    load("hangs").await;
+    collector.always(Told::Busy(1));
+    load("is full").await;
+    collector.always(Told::Fail(500, "broken"));
+    load("fails").await;
+    let address = collector.kill().await;
+    load("is gone").await;
+    gateway.until_idle().await;
+    let dropped = "nimgate_telemetry_exported_total{signal=\"traces\",result=\"queue_full\"}";
+    until("spans were dropped and counted", async || gateway.metric(dropped).await > 0.0).await;
+    assert_eq!(gateway.metric("nimgate_requests_total{status=\"200\"}").await, 640.0);
+    let back = Collector::at(address).await;
+    until("what comes later arrives", async || {
+        gateway.chat(false).send().await;
+        !back.spans().is_empty() && !back.metrics().is_empty()
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_limit_that_asks_redis_has_a_span() {
     let (collector, backend, redis) =
