@@ -4,7 +4,7 @@
 //! endpoints) are bounded by settings, and each metric has a bound of its own: past it, series share one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 pub mod histogram;
@@ -91,6 +91,8 @@ pub struct Telemetry {
     endpoints: Names,
     in_flight: AtomicI64,
     generation: AtomicU64,
+    /// The last reload was refused.
+    stale: AtomicBool,
     requests: Family<Counter>,
     duration: Family<Histogram>,
     first_byte: Family<Histogram>,
@@ -130,6 +132,7 @@ impl Telemetry {
             endpoints: Names::new(bounds.endpoints),
             in_flight: AtomicI64::new(0),
             generation: AtomicU64::new(0),
+            stale: AtomicBool::new(false),
             requests: Family::new(&table::REQUESTS),
             duration: Family::new(&table::DURATION),
             first_byte: Family::new(&table::FIRST_BYTE),
@@ -309,6 +312,7 @@ impl Telemetry {
     pub fn reloaded(&self, generation: Option<u64>) {
         let result = if generation.is_some() { "loaded" } else { "refused" };
         self.reloads.on(&[result], |counter| counter.add(1));
+        self.stale.store(generation.is_none(), Ordering::Relaxed);
         generation.iter().for_each(|generation| self.generation.store(*generation, Ordering::Relaxed));
     }
 
@@ -351,6 +355,7 @@ impl Telemetry {
         readings.extend([
             now(&table::IN_FLIGHT, self.in_flight() as f64),
             now(&table::GENERATION, self.generation.load(Ordering::Relaxed) as f64),
+            now(&table::STALE, f64::from(u8::from(self.stale.load(Ordering::Relaxed)))),
             now(&table::LOG_DROPPED, self.dropped.load(Ordering::Relaxed) as f64),
             now(&table::OVERFLOW, overflown as f64),
             Reading::new(&table::BUILD).with(&[env!("CARGO_PKG_VERSION")], 1.0),

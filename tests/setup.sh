@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need and this machine lacks: programs, Redis, Chromium, and an environment with the Python and Node
+# Installs what the tests need and this machine lacks: programs, Redis, Chromium, Prometheus, and an environment with the Python and Node
 # clients that tests speak to the gateway with.
 # Does nothing, quickly, when all of it is there.
 set -euo pipefail
@@ -14,7 +14,7 @@ as_root() {
 }
 
 missing=()
-for program in curl jq zip flock redis-server chromium; do
+for program in curl jq zip flock redis-server chromium prometheus; do
     command -v "$program" >/dev/null || missing+=("${program/flock/util-linux}")
 done
 python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || missing+=(python3 python3-venv)
@@ -25,11 +25,13 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     as_root apt-get update -q
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends ca-certificates "${missing[@]}"
-    # Tests start servers of their own, so the one that Debian starts with the package need not run.
-    if [[ " ${missing[*]} " == *" redis-server "* ]]; then
-        as_root service redis-server stop || true
-        as_root update-rc.d redis-server disable || true
-    fi
+    # Tests start servers of their own, so the one that Debian starts with a package need not run.
+    for server in redis-server prometheus; do
+        if [[ " ${missing[*]} " == *" $server "* ]]; then
+            as_root service "$server" stop || true
+            as_root update-rc.d "$server" disable || true
+        fi
+    done
 fi
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "python3 is older than 3.10" >&2

@@ -104,6 +104,7 @@ metrics! {
     REDIS_TRIPS: COUNTER, "nimgate.redis.round_trips", "nimgate_redis_round_trips", "{call}", ["result"], FEW, 1.0, "Round trips to Redis for limits, by result.";
     GENERATION: GAUGE, "nimgate.config.generation", "nimgate_config_generation", "{reload}", [], 1, 1.0, "Counts loaded configurations.";
     RELOADS: COUNTER, "nimgate.reloads", "nimgate_reloads", "{reload}", ["result"], FEW, 1.0, "Reloads, by result.";
+    STALE: GAUGE, "nimgate.config.stale", "nimgate_config_stale", "1", [], 1, 1.0, "1 while files that changed were refused, so that an older configuration is in force.";
     CERTIFICATE_END: GAUGE, "nimgate.certificate.not_after", "nimgate_certificate_not_after_timestamp_seconds", "s", ["listener"], FEW, 1.0, "When the certificate of a listener ends, in seconds since 1970.";
     LOG_DROPPED: COUNTER, "nimgate.access_log.dropped_lines", "nimgate_access_log_dropped_lines", "{line}", [], 1, 1.0, "Access-log lines dropped because their queue was full.";
     EXPORTED: COUNTER, "nimgate.telemetry.exported", "nimgate_telemetry_exported", "{item}", ["signal", "result"], FEW, 1.0, "Spans, log records and metric points sent to the collector, and those that were dropped.";

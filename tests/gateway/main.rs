@@ -34,6 +34,7 @@ mod native;
 mod otlp;
 mod pace;
 mod path;
+mod prometheus;
 mod queue;
 mod quota;
 mod record;

@@ -32,7 +32,9 @@ async fn a_changed_file_comes_into_force_while_streams_go_on() {
 async fn a_bad_file_leaves_the_last_good_one_in_force() {
     let backend = simulator(Kind::Llm).await;
     let gateway = Gateway::setup().chat(&[&backend.url()]).start().await;
-    replace(&gateway.path("nimgate.yaml"), &config(&gateway).replace("pools:", "pooools:"));
+    let good = config(&gateway);
+    assert_eq!(gateway.metric("nimgate_config_stale").await, 0.0);
+    replace(&gateway.path("nimgate.yaml"), &good.replace("pools:", "pooools:"));
     until("it is refused", async || gateway.metric("nimgate_reloads_total{result=\"refused\"}").await == 1.0).await;
     assert_eq!((generation(&gateway).await, gateway.chat(false).send().await.status), (1.0, 200));
     assert!(gateway.output().contains("pooools"), "the log says what is wrong: {}", gateway.output());
@@ -40,6 +42,9 @@ async fn a_bad_file_leaves_the_last_good_one_in_force() {
     until("a half-written one too", async || gateway.metric("nimgate_reloads_total{result=\"refused\"}").await >= 2.0)
         .await;
     assert_eq!(gateway.chat(false).send().await.status, 200);
+    assert_eq!(gateway.metric("nimgate_config_stale").await, 1.0);
+    replace(&gateway.path("nimgate.yaml"), &good);
+    until("the mended one is in force", async || gateway.metric("nimgate_config_stale").await == 0.0).await;
 }
 
 #[tokio::test]
