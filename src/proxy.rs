@@ -113,6 +113,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
+        // What is boxed here is large, and would make every request's future as large.
         match admit::admit(session, ctx).await.map_err(respond::into_error)? {
             Verdict::Answer(reply) => {
                 ctx.trail.status = reply.status;
@@ -120,7 +121,7 @@ impl ProxyHttp for Gateway {
                 Ok(true)
             }
             Verdict::Forward(admitted, _) if ctx.grpc.is_some() => {
-                grpc::run(session, ctx, admitted, self).await.map(|()| true)
+                Box::pin(grpc::run(session, ctx, admitted, self)).await.map(|()| true)
             }
             Verdict::Forward(mut admitted, mut payload) => {
                 held::collect(session, ctx, &mut admitted, &mut payload).await.map_err(respond::into_error)?;
@@ -128,7 +129,7 @@ impl ProxyHttp for Gateway {
                     if self.draining.load(Ordering::Relaxed) {
                         session.set_keepalive(None);
                     }
-                    return embed::run(session, ctx, admitted, plan, self).await.map(|()| true);
+                    return Box::pin(embed::run(session, ctx, admitted, plan, self)).await.map(|()| true);
                 }
                 let begun = course::begin(session.as_mut(), ctx, &mut admitted, payload).await;
                 let payload = begun.map_err(respond::into_error)?;
@@ -137,7 +138,8 @@ impl ProxyHttp for Gateway {
                 }
                 shadow::copy(session, ctx, &admitted, &payload, &self.recorder);
                 let since = std::time::Instant::now();
-                let carried = asset::upload(session.as_mut(), ctx, &mut admitted, payload, &self.recorder).await;
+                let carried =
+                    Box::pin(asset::upload(session.as_mut(), ctx, &mut admitted, payload, &self.recorder)).await;
                 if let Some(trace) = ctx.trail.trace.as_mut().filter(|_| ctx.assets.is_some() || carried.is_err()) {
                     trace.note(trace::Kind::Upload, since);
                 }
@@ -147,7 +149,7 @@ impl ProxyHttp for Gateway {
                         session.set_keepalive(None);
                     }
                     ctx.admitted = Some(admitted);
-                    return hedge::run(session, ctx, payload).await.map(|()| true);
+                    return Box::pin(hedge::run(session, ctx, payload)).await.map(|()| true);
                 }
                 let pool = admitted.pool;
                 let timeouts = ctx.snapshot.pool(pool).settings.timeouts.holding(ctx.hold);

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::listeners::{L4BufferSettings, ListenerConfig};
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{
@@ -179,6 +180,11 @@ pub fn run(config: Config, path: Option<PathBuf>, ready: impl FnOnce() + Send + 
     Ok(())
 }
 
+/// Bytes that are read at once from a client: most headers, and a record of TLS. Each open connection has them, and pingora's
+/// own 64 KiB would be most of what an idle one takes. Bodies are read into buffers of their own.
+const BUFFER: usize = 8 * 1024;
+const TLS_BUFFER: usize = 20 * 1024;
+
 /// What every listener's service is made of. Clear-text HTTP/2 is an option of a service, so its listeners have their own.
 struct DataPlane {
     gateway: Gateway,
@@ -211,13 +217,18 @@ impl DataPlane {
         let mut service = Service::new(if http2_cleartext { "edge-h2c" } else { "edge" }.into(), edge);
         for listener in listeners {
             let address = listener.address.to_string();
-            match &listener.tls {
-                Some(settings) => service.add_tls_with_settings(&address, None, tls::listener(settings)?),
-                None => service.add_tcp(&address),
-            }
+            let config = ListenerConfig::tcp(address);
+            service.add_listener(match &listener.tls {
+                Some(settings) => config.tls(tls::listener(settings)?).l4_buffer(buffer(TLS_BUFFER)),
+                None => config.l4_buffer(buffer(BUFFER)),
+            });
         }
         Ok(service)
     }
+}
+
+fn buffer(read: usize) -> L4BufferSettings {
+    L4BufferSettings::default().read(read)
 }
 
 fn access_log(config: &Config) -> Result<AccessLog> {

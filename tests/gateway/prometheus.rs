@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
-use std::time::Duration;
 
 use nimgate::telemetry::metric::{Form, Metric};
 use nimgate::telemetry::table;
