@@ -79,6 +79,7 @@ async function look(browser) {
   const charts = await drawn(page);
   const described = await page.$$eval(".plot", (all) => all.map((plot) => plot.getAttribute("aria-label")));
   await page.click("#chart-latency summary");
+  await page.waitForFunction(() => document.querySelectorAll("#chart-latency tbody tr").length > 3);
   const table = await texts(page, "#chart-latency tbody tr");
   await page.click("#chart-latency summary");
 
