@@ -16,6 +16,7 @@ mod tests;
 
 use edges::Edges;
 use events::Events;
+pub use facts::Finish;
 
 /// Tokens that an answer states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,8 @@ struct Tally {
     output: Option<u64>,
     counted: u64,
     text_bytes: u64,
+    /// Why the model ended.
+    finish: Finish,
     complete: bool,
     /// The event by which an API ends its streams was seen.
     ended: bool,
@@ -113,7 +116,9 @@ impl Meter {
                     edges.push(piece);
                 }
                 if end {
-                    self.tally.state(edges.usage());
+                    let (stated, finish) = edges.facts();
+                    self.tally.state(stated);
+                    self.tally.finish = finish;
                     *edges = Edges::default();
                 }
             }
@@ -128,11 +133,16 @@ impl Meter {
             // Some endings are not announced.
             Body::Json(edges) if !self.tally.complete => {
                 let mut tally = Tally::default();
-                tally.state(edges.usage());
+                tally.state(edges.facts().0);
                 tally.usage()
             }
             _ => self.tally.usage(),
         }
+    }
+
+    /// Why the model ended, as far as that was seen.
+    pub fn finish(&self) -> Finish {
+        self.tally.finish
     }
 
     /// Tokens seen in events: one for each event with generated text.
@@ -194,6 +204,7 @@ impl Tally {
             self.fail(data);
         }
         self.state(event.usage());
+        self.finish = event.finish().or(self.finish);
         let usage_only = event.is_usage_only();
         self.complete |= usage_only || event.is_last();
         self.ended |= event.is_last();

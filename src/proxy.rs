@@ -340,6 +340,7 @@ impl ProxyHttp for Gateway {
         if ctx.trail.nvcf_id.is_none() {
             ctx.trail.nvcf_id = ctx.progress.as_ref().and_then(|progress| progress.id()).map(str::to_owned);
         }
+        ctx.trail.finish = ctx.meter.as_ref().and_then(|meter| meter.finish().word());
         ctx.trail.client = session.client_addr().map(ToString::to_string);
         let operation = ctx.admitted.as_ref().map(|admitted| ctx.snapshot.catalogue.operation(admitted.operation));
         self.recorder.end(&mut Finished {

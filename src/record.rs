@@ -131,6 +131,8 @@ pub struct Trail {
     pub tokens: Option<Tokens>,
     /// What it cost, in nano-units of money.
     pub spend: Option<u64>,
+    /// Why the model ended.
+    pub finish: Option<&'static str>,
     /// What went wrong.
     pub failure: Option<Failure>,
     /// What it went through, where traces are exported.
@@ -250,6 +252,9 @@ struct Line<'a> {
     output_tokens: Option<u64>,
     /// `stated` by the backend, or `counted` here.
     tokens: Option<&'a str>,
+    /// Why the model ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<&'a str>,
     spend: Option<f64>,
 }
 
@@ -413,6 +418,7 @@ fn line<'a>(finished: &'a Finished<'_>) -> Line<'a> {
         input_tokens: trail.tokens.map(|t| t.input),
         output_tokens: trail.tokens.map(|t| t.output),
         tokens: trail.tokens.map(|t| if t.is_stated { "stated" } else { "counted" }),
+        finish_reason: trail.finish,
         spend: trail.spend.map(|nano| nano as f64 / NANO as f64),
     }
 }

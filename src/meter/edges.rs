@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::facts::Stated;
+use super::facts::{Finish, Stated};
 
 /// Bytes kept from the start of a document; one within this bound is parsed whole.
 const HEAD: usize = 64 * 1024;
@@ -44,16 +44,21 @@ impl Edges {
         }
     }
 
-    /// The usage that the document states: as its member where it is small, else wherever it is found from the end.
-    pub(super) fn usage(&self) -> Stated {
+    /// The usage that the document states: as its member where it is small, else wherever it is found from the end. And why
+    /// the model ended, where it is small.
+    pub(super) fn facts(&self) -> (Stated, Finish) {
         let (head, tail) = (self.head.as_slice(), self.tail.as_slice());
-        if tail.is_empty() {
-            return Stated::of_document(head).or_else(|| last_usage(head)).unwrap_or_default();
+        if tail.is_empty()
+            && let Some(facts) = Stated::of_document(head)
+        {
+            return facts;
         }
-        if (head.len() + tail.len()) as u64 == self.length {
-            return last_usage(&[head, tail].concat()).unwrap_or_default();
-        }
-        last_usage(tail).or_else(|| last_usage(head)).unwrap_or_default()
+        let found = match (tail.is_empty(), (head.len() + tail.len()) as u64 == self.length) {
+            (true, _) => last_usage(head),
+            (false, true) => last_usage(&[head, tail].concat()),
+            (false, false) => last_usage(tail).or_else(|| last_usage(head)),
+        };
+        (found.unwrap_or_default(), Finish::Unknown)
     }
 }
 

@@ -86,7 +86,7 @@ impl Events {
         let piece = passing.piece;
         if let Some(mut edges) = self.outgrown.take() {
             edges.push(&piece.slice(start..end));
-            tally.state(edges.usage());
+            tally.state(edges.facts().0);
             self.dropped = false;
             passing.keep(start, end);
         } else if self.partial.is_empty() {
@@ -129,7 +129,7 @@ impl Events {
     /// Reads an event that the body's end completes, and returns what was held of it.
     fn finish(&mut self, tally: &mut Tally) -> Vec<u8> {
         if let Some(edges) = self.outgrown.take() {
-            tally.state(edges.usage());
+            tally.state(edges.facts().0);
         }
         let held = std::mem::take(&mut self.partial);
         if read(&held, tally) && self.withhold { Vec::new() } else { held }

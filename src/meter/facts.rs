@@ -52,6 +52,11 @@ impl Event {
         places.into_iter().find(|stated| stated.is_some()).unwrap_or_default()
     }
 
+    /// Why the model ended, if this event says so.
+    pub(super) fn finish(&self) -> Finish {
+        self.choices.finish.or(self.delta.finish)
+    }
+
     /// The event that `stream_options.include_usage` adds.
     pub(super) fn is_usage_only(&self) -> bool {
         self.usage.present && self.choices.is_empty_list
@@ -66,10 +71,59 @@ impl Event {
     }
 }
 
+/// Why a model ended, in the words of OpenAI's API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Finish {
+    /// Nothing says so.
+    #[default]
+    Unknown,
+    /// It was done, or met a word to stop at.
+    Stop,
+    /// It had no tokens left.
+    Length,
+    /// It wants a tool.
+    ToolCalls,
+    /// What it had to say was withheld.
+    ContentFilter,
+    /// Something else.
+    Other,
+}
+
+impl Finish {
+    /// The word for records; none where nothing says so.
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Unknown => None,
+            Self::Stop => Some("stop"),
+            Self::Length => Some("length"),
+            Self::ToolCalls => Some("tool_calls"),
+            Self::ContentFilter => Some("content_filter"),
+            Self::Other => Some("other"),
+        }
+    }
+
+    /// This one, or the other where this one is unknown.
+    pub(super) fn or(self, other: Self) -> Self {
+        if self == Self::Unknown { other } else { self }
+    }
+}
+
+impl Digest for Finish {
+    fn text(text: &str) -> Self {
+        match text {
+            "stop" | "end_turn" | "stop_sequence" => Self::Stop,
+            "length" | "max_tokens" => Self::Length,
+            "tool_calls" | "function_call" | "tool_use" => Self::ToolCalls,
+            "content_filter" | "refusal" => Self::ContentFilter,
+            _ => Self::Other,
+        }
+    }
+}
+
 impl Stated {
-    /// The member `usage` of a whole document; absent when that is no document.
-    pub(super) fn of_document(text: &[u8]) -> Option<Self> {
-        serde_json::from_slice::<Holder>(text).ok().map(|holder| holder.usage)
+    /// The member `usage` of a whole document, and why the model ended; absent when that is no document.
+    pub(super) fn of_document(text: &[u8]) -> Option<(Self, Finish)> {
+        serde_json::from_slice::<Holder>(text).ok().map(|holder| (holder.usage, holder.finish))
     }
 
     /// The object at the head of `text`, where it states tokens.
@@ -169,7 +223,7 @@ macro_rules! deserialize_any {
     )*};
 }
 
-deserialize_any!(Call, Calls, Choice, Choices, Count, Delta, Function, Holder, Kind, Length, Present, Stated);
+deserialize_any!(Call, Calls, Choice, Choices, Count, Delta, Finish, Function, Holder, Kind, Length, Present, Stated);
 
 /// What kind of event it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -267,6 +321,7 @@ impl Digest for Stated {
 #[derive(Debug, Default)]
 struct Holder {
     usage: Stated,
+    finish: Finish,
 }
 
 impl Digest for Holder {
@@ -275,9 +330,11 @@ impl Digest for Holder {
         #[serde(default)]
         struct Members {
             usage: Stated,
+            choices: Choices,
+            stop_reason: Finish,
         }
         let members = Members::deserialize(MapAccessDeserializer::new(members))?;
-        Ok(Self { usage: members.usage })
+        Ok(Self { usage: members.usage, finish: members.choices.finish.or(members.stop_reason) })
     }
 }
 
@@ -285,14 +342,16 @@ impl Digest for Holder {
 struct Choices {
     is_empty_list: bool,
     text_bytes: u64,
+    finish: Finish,
 }
 
 impl Digest for Choices {
     fn list<'de, A: SeqAccess<'de>>(mut items: A) -> Result<Self, A::Error> {
-        let mut choices = Self { is_empty_list: true, text_bytes: 0 };
+        let mut choices = Self { is_empty_list: true, ..Self::default() };
         while let Some(choice) = items.next_element::<Choice>()? {
             choices.is_empty_list = false;
             choices.text_bytes += choice.text_bytes;
+            choices.finish = choices.finish.or(choice.finish);
         }
         Ok(choices)
     }
@@ -301,6 +360,7 @@ impl Digest for Choices {
 #[derive(Debug, Default)]
 struct Choice {
     text_bytes: u64,
+    finish: Finish,
 }
 
 impl Digest for Choice {
@@ -310,9 +370,10 @@ impl Digest for Choice {
         struct Members {
             delta: Delta,
             text: Length,
+            finish_reason: Finish,
         }
         let members = Members::deserialize(MapAccessDeserializer::new(members))?;
-        Ok(Self { text_bytes: members.delta.fields + members.text.0 })
+        Ok(Self { text_bytes: members.delta.fields + members.text.0, finish: members.finish_reason })
     }
 }
 
@@ -321,11 +382,12 @@ impl Digest for Choice {
 struct Delta {
     plain: u64,
     fields: u64,
+    finish: Finish,
 }
 
 impl Digest for Delta {
     fn text(text: &str) -> Self {
-        Self { plain: text.len() as u64, fields: 0 }
+        Self { plain: text.len() as u64, ..Self::default() }
     }
 
     fn object<'de, A: MapAccess<'de>>(members: A) -> Result<Self, A::Error> {
@@ -340,12 +402,14 @@ impl Digest for Delta {
             text: Length,
             partial_json: Length,
             thinking: Length,
+            stop_reason: Finish,
         }
         let members = Members::deserialize(MapAccessDeserializer::new(members))?;
         // Some releases send the same reasoning under both names.
         let reasoning = members.reasoning_content.0.max(members.reasoning.0);
         let chat = members.content.0 + reasoning + members.refusal.0 + members.tool_calls.0;
-        Ok(Self { plain: 0, fields: chat + members.text.0 + members.partial_json.0 + members.thinking.0 })
+        let fields = chat + members.text.0 + members.partial_json.0 + members.thinking.0;
+        Ok(Self { plain: 0, fields, finish: members.stop_reason })
     }
 }
 

@@ -424,3 +424,26 @@ fn garbage_is_survived() {
         run(Form::Json, true, pieces.iter().copied(), true);
     }
 }
+
+#[test]
+fn why_a_model_ended_is_read_from_events_and_documents() {
+    let finish = |form, pieces: &[String]| {
+        let mut meter = Meter::new(form, false);
+        for (at, piece) in pieces.iter().enumerate() {
+            meter.observe(&mut Some(Bytes::from(piece.clone())), at + 1 == pieces.len());
+        }
+        meter.finish().word()
+    };
+    let event = |data: &Value| format!("data: {data}\n\n");
+    let ended = |reason: Value| json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": reason }] });
+    let events = [event(&ended(Value::Null)), event(&ended("length".into())), "data: [DONE]\n\n".into()];
+    assert_eq!(finish(Form::Events, &events), Some("length"));
+    assert_eq!(finish(Form::Events, &events[..1]), None);
+    let message = json!({ "type": "message_delta", "delta": { "stop_reason": "tool_use" } });
+    assert_eq!(finish(Form::Events, &[event(&message)]), Some("tool_calls"));
+    let document = json!({ "choices": [{ "message": { "content": "x" }, "finish_reason": "stop" }] });
+    assert_eq!(finish(Form::Json, &[document.to_string()]), Some("stop"));
+    let other = json!({ "content": [], "stop_reason": "pause_turn" });
+    assert_eq!(finish(Form::Json, &[other.to_string()]), Some("other"));
+    assert_eq!(finish(Form::Json, &["garbage".into()]), None);
+}

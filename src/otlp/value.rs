@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue};
 
 /// The longest text of an attribute; what is longer is cut.
 const LONGEST: usize = 4096;
@@ -26,6 +26,11 @@ pub fn number(key: &str, value: f64) -> KeyValue {
 /// An attribute that is true or false.
 pub fn boolean(key: &str, value: bool) -> KeyValue {
     attribute(key, Value::BoolValue(value))
+}
+
+/// An attribute that is a list of one text.
+pub fn list(key: &str, value: &str) -> KeyValue {
+    attribute(key, Value::ArrayValue(ArrayValue { values: vec![body(value)] }))
 }
 
 /// An attribute.

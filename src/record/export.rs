@@ -10,7 +10,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use opentelemetry_proto::tonic::trace::v1::{Span, SpanFlags, Status};
 
 use super::{Finished, Line};
-use crate::otlp::value::{boolean, integer, nanos, now, number, text};
+use crate::otlp::value::{boolean, integer, list, nanos, now, number, text};
 use crate::telemetry::names;
 use crate::trace::{Kind, Step, Trace};
 
@@ -94,7 +94,9 @@ fn attributes(line: &Line<'_>) -> Vec<KeyValue> {
     let texts = texts.into_iter().filter_map(|(key, value)| Some(text(key, value?)));
     let integers = integers.into_iter().filter_map(|(key, value)| Some(integer(key, value?)));
     let numbers = numbers.into_iter().filter_map(|(key, value)| Some(number(key, value?)));
-    texts.chain(integers).chain(numbers).chain([boolean("nimgate.stream", line.stream)]).collect()
+    let finish = line.finish_reason.map(|reason| list(names::GEN_AI_FINISH, reason));
+    let flags = [boolean("nimgate.stream", line.stream)];
+    texts.chain(integers).chain(numbers).chain(finish).chain(flags).collect()
 }
 
 fn server(line: &Line<'_>, finished: &Finished<'_>, trace: &Trace) -> Span {
