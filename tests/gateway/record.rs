@@ -17,7 +17,7 @@ async fn a_record_tells_what_happened() {
         "caller": "test", "org": "default", "team": "default", "api": "nim-llm", "operation": "create_chat_completion",
         "model": "meta/llama-3.1-8b-instruct", "stream": false, "pool": "chat", "endpoint": backend.address().to_string(),
         "attempts": 1, "status": 200, "error": null, "blame": null,
-        "input_tokens": 3, "output_tokens": 8, "tokens": "stated", "finish_reason": "stop", "spend": null,
+        "input_tokens": 3, "output_tokens": 8, "tokens": "stated", "finish_reason": "length", "spend": null,
     });
     assert_eq!(record, expected);
 }

@@ -82,7 +82,7 @@ async fn a_request_is_a_server_span_with_its_attempt_and_the_context_goes_on() {
     assert_eq!(value(&server.attributes, names::GEN_AI_OUTPUT_TOKENS), Some(Any::IntValue(8)));
     assert!(value(&server.attributes, "nimgate.first_chunk.ms").is_some());
     let finish = format!("{:?}", value(&server.attributes, names::GEN_AI_FINISH));
-    assert!(finish.contains("\"stop\""), "{finish}");
+    assert!(finish.contains("\"length\""), "{finish}");
     assert_eq!(text(&attempt.attributes, names::GEN_AI_PROVIDER), "nvidia");
     assert_eq!(value(&attempt.attributes, names::STATUS), Some(Any::IntValue(200)));
     assert!(millis(attempt) <= millis(server));
