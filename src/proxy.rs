@@ -138,8 +138,7 @@ impl ProxyHttp for Gateway {
                 }
                 shadow::copy(session, ctx, &admitted, &payload, &self.recorder);
                 let since = std::time::Instant::now();
-                let carried =
-                    Box::pin(asset::upload(session.as_mut(), ctx, &mut admitted, payload, &self.recorder)).await;
+                let carried = asset::upload(session.as_mut(), ctx, &mut admitted, payload, &self.recorder).await;
                 if let Some(trace) = ctx.trail.trace.as_mut().filter(|_| ctx.assets.is_some() || carried.is_err()) {
                     trace.note(trace::Kind::Upload, since);
                 }

@@ -84,13 +84,26 @@ pub(super) async fn upload(
     payload: Payload,
     recorder: &Arc<Recorder>,
 ) -> Result<Payload, Failure> {
+    let patterns = &ctx.snapshot.catalogue.operation(admitted.operation).media;
+    let above = ctx.snapshot.pool(admitted.pool).settings.assets_above.filter(|_| !patterns.is_empty());
+    match above.filter(|above| payload.len().is_some_and(|length| length > *above)) {
+        None => Ok(payload),
+        // Boxed, or every request's future would be as large.
+        Some(above) => Box::pin(upload_above(above, session, ctx, admitted, payload, recorder)).await,
+    }
+}
+
+async fn upload_above(
+    above: usize,
+    session: &mut ServerSession,
+    ctx: &mut RequestContext,
+    admitted: &mut Admitted,
+    payload: Payload,
+    recorder: &Arc<Recorder>,
+) -> Result<Payload, Failure> {
     let snapshot = Arc::clone(&ctx.snapshot);
     let state = snapshot.pool(admitted.pool);
     let patterns = &snapshot.catalogue.operation(admitted.operation).media;
-    let Some(above) = state.settings.assets_above.filter(|_| !patterns.is_empty()) else { return Ok(payload) };
-    if payload.len().is_none_or(|length| length <= above) {
-        return Ok(payload);
-    }
     let body = whole(payload);
     let patterns = patterns.iter().filter_map(|pattern| Pattern::read(pattern)).collect();
     let media = read(body.clone(), patterns, above).await?;

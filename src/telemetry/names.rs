@@ -9,8 +9,6 @@ pub const METHOD: &str = "http.request.method";
 pub const ROUTE: &str = "http.route";
 /// Its path.
 pub const PATH: &str = "url.path";
-/// `http` or `https`.
-pub const SCHEME: &str = "url.scheme";
 /// The status of its answer.
 pub const STATUS: &str = "http.response.status_code";
 /// How often it was sent before.
@@ -46,10 +44,6 @@ pub const GEN_AI_OUTPUT_TOKENS: &str = "gen_ai.usage.output_tokens";
 pub const GEN_AI_FINISH: &str = "gen_ai.response.finish_reasons";
 /// Whether tokens are of a prompt or of an answer.
 pub const GEN_AI_TOKEN_TYPE: &str = "gen_ai.token.type";
-/// The prompt, where it is recorded.
-pub const GEN_AI_INPUT: &str = "gen_ai.input.messages";
-/// The answer, where it is recorded.
-pub const GEN_AI_OUTPUT: &str = "gen_ai.output.messages";
 /// A request to a model.
 pub const GEN_AI_DURATION: &str = "gen_ai.client.operation.duration";
 /// The first piece of a stream.
