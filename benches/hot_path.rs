@@ -30,13 +30,15 @@ mod bodies;
 mod quota;
 #[path = "macro/redis.rs"]
 mod redis_server;
+#[path = "hot_path/telemetry.rs"]
+mod telemetry;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler<MiMalloc> = AllocProfiler::new(MiMalloc);
 
 fn main() {
     divan::main();
-    for remark in quota::finish() {
+    for remark in quota::finish().into_iter().chain(telemetry::finish()) {
         let _ = writeln!(std::io::stderr(), "{remark}");
     }
 }

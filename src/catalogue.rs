@@ -91,6 +91,8 @@ pub struct Operation {
     pub scopes: Vec<String>,
     /// Of the far side's services, the one that has it, where they stand at several hosts.
     pub domain: Option<String>,
+    /// What a model is asked for, in the words of OpenTelemetry's GenAI conventions; absent where it is no inference.
+    pub gen_ai: Option<std::sync::Arc<str>>,
     /// Whether the body's `model` picks the pool.
     pub routes_by_model: bool,
     /// The path parameter that names another request, whose maker alone may ask.

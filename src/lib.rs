@@ -45,4 +45,5 @@ pub mod sim;
 pub mod store;
 pub mod telemetry;
 pub mod trace;
+pub mod transcript;
 pub mod upstream;

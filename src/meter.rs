@@ -11,12 +11,14 @@ mod edges;
 mod events;
 mod facts;
 pub mod first;
+pub mod said;
 #[cfg(test)]
 mod tests;
 
 use edges::Edges;
 use events::Events;
 pub use facts::Finish;
+use said::Said;
 
 /// Tokens that an answer states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +72,8 @@ struct Tally {
     error: Option<Vec<u8>>,
     /// Nothing came before it.
     is_error_only: bool,
+    /// What the answer says, where somebody keeps it.
+    said: Option<Box<Said>>,
 }
 
 /// Of an error event, this much is kept.
@@ -105,6 +109,16 @@ impl Meter {
         Self { body, tally: Tally::default() }
     }
 
+    /// Keeps what the answer says too, at most so many bytes of it.
+    pub fn listen(&mut self, most: usize) {
+        self.tally.said = Some(Box::new(Said::new(most)));
+    }
+
+    /// What the answer says, where that is kept.
+    pub fn said(&self) -> Option<&Said> {
+        self.tally.said.as_deref()
+    }
+
     /// Observes one piece of the body and, when usage was asked for on the caller's behalf, takes the usage event out
     /// of it. What is left may be empty, or nothing at the end.
     pub fn observe(&mut self, piece: &mut Option<Bytes>, end: bool) {
@@ -113,12 +127,14 @@ impl Meter {
             Body::Json(edges) => {
                 if let Some(piece) = piece {
                     self.tally.text_bytes += piece.len() as u64;
+                    self.tally.said.iter_mut().for_each(|said| said.piece(piece));
                     edges.push(piece);
                 }
                 if end {
                     let (stated, finish) = edges.facts();
                     self.tally.state(stated);
                     self.tally.finish = finish;
+                    self.tally.said.iter_mut().for_each(|said| said.end());
                     *edges = Edges::default();
                 }
             }
@@ -197,6 +213,7 @@ impl Tally {
             return false;
         }
         let Some(event) = facts::Event::read(data) else { return false };
+        self.said.iter_mut().for_each(|said| said.event(data));
         let text = event.text_bytes();
         self.text_bytes += text;
         self.counted += u64::from(text > 0);

@@ -54,10 +54,12 @@ use self::opening::Opening;
 use self::snapshot::Snapshot;
 use crate::cache::Purges;
 use crate::failure::Failure;
+use crate::meter::Meter;
 use crate::owner::Owners;
 use crate::quota::Limiter;
 use crate::record::{Finished, Recorder};
 use crate::trace::{self, Context, Trace};
+use crate::transcript::Telling;
 use crate::upstream::{Kind, Ran};
 
 /// The gateway as pingora drives it.
@@ -342,6 +344,11 @@ impl ProxyHttp for Gateway {
         ctx.trail.finish = ctx.meter.as_ref().and_then(|meter| meter.finish().word());
         ctx.trail.client = session.client_addr().map(ToString::to_string);
         let operation = ctx.admitted.as_ref().map(|admitted| ctx.snapshot.catalogue.operation(admitted.operation));
+        // Where it ran in another pool, that one has a say too.
+        let pool = ctx.snapshot.pools.iter().find(|pool| Some(&pool.settings.name) == ctx.trail.pool.as_ref());
+        let is_told = pool.is_some_and(|pool| pool.settings.transcripts.is_some());
+        let said = ctx.meter.as_ref().and_then(Meter::said);
+        let transcript = ctx.transcript.as_deref().filter(|_| is_told).map(|asked| Telling { asked, said });
         self.recorder.end(&mut Finished {
             trail: &mut ctx.trail,
             request_id: &ctx.request_id,
@@ -349,6 +356,7 @@ impl ProxyHttp for Gateway {
             request: session.req_header(),
             route: operation.map(|operation| operation.path.as_str()),
             sampling: &ctx.snapshot.sampling,
+            transcript,
         });
         let client = &ctx.snapshot.client;
         edge::await_header(client.keepalive_timeout + client.header_timeout);

@@ -16,6 +16,7 @@ use crate::otlp::Exporter;
 use crate::quota::limit::NANO;
 use crate::telemetry::{Ended, Pieces, Telemetry};
 use crate::trace::{Sampling, Trace};
+use crate::transcript::Telling;
 
 mod export;
 
@@ -91,6 +92,8 @@ pub struct Trail {
     pub api: Option<ApiName>,
     /// The operation called.
     pub operation: Option<Arc<str>>,
+    /// What a model is asked for, in the words of OpenTelemetry's conventions; none where it is no inference.
+    pub gen_ai: Option<Arc<str>>,
     /// The model asked for.
     pub model: Option<ModelId>,
     /// Whether a stream was asked for.
@@ -165,6 +168,8 @@ pub struct Finished<'a> {
     pub route: Option<&'a str>,
     /// Which traces are exported.
     pub sampling: &'a Sampling,
+    /// What it asked and was answered, where its trace is to tell that.
+    pub transcript: Option<Telling<'a>>,
 }
 
 /// Which requests have a line in the access log, and a record at the collector.
@@ -212,6 +217,8 @@ struct Line<'a> {
     team: Option<&'a str>,
     api: Option<&'a str>,
     operation: Option<&'a str>,
+    #[serde(skip)]
+    gen_ai: Option<&'a str>,
     model: Option<&'a str>,
     stream: bool,
     pool: Option<&'a str>,
@@ -279,10 +286,9 @@ impl Recorder {
     pub fn piece(&self, started: Instant, trail: &mut Trail, pieces: &mut Option<Pieces>) {
         if trail.first_chunk.is_none() {
             trail.first_chunk = Some(started.elapsed());
-            let operation = trail.operation.as_deref().unwrap_or("");
             let model = trail.model.as_ref().map_or("", ModelId::as_str);
             let pool = trail.pool.as_ref().map_or("", PoolName::as_str);
-            *pieces = self.telemetry.pieces(operation, model, pool);
+            *pieces = trail.gen_ai.as_deref().and_then(|asked| self.telemetry.pieces(asked, model, pool));
         }
         pieces.iter_mut().for_each(Pieces::came);
     }
@@ -334,6 +340,7 @@ impl Recorder {
         self.telemetry.end(&Ended {
             api: trail.api.as_ref().map_or("", ApiName::as_str),
             operation: trail.operation.as_deref().unwrap_or(""),
+            gen_ai: trail.gen_ai.as_deref(),
             pool: trail.pool.as_ref().map_or("", PoolName::as_str),
             caller: caller.map(|caller| [caller.org(), caller.team(), caller.id().as_str()]),
             status: trail.status,
@@ -391,6 +398,7 @@ fn line<'a>(finished: &'a Finished<'_>) -> Line<'a> {
         team: caller.map(Caller::team),
         api: trail.api.as_ref().map(ApiName::as_str),
         operation: trail.operation.as_deref(),
+        gen_ai: trail.gen_ai.as_deref(),
         model: trail.model.as_ref().map(ModelId::as_str),
         stream: trail.stream,
         pool: trail.pool.as_ref().map(PoolName::as_str),

@@ -39,6 +39,8 @@ pub struct Ended<'a> {
     pub api: &'a str,
     /// The operation, or empty.
     pub operation: &'a str,
+    /// What a model is asked for, if it is inference.
+    pub gen_ai: Option<&'a str>,
     /// The pool, or empty.
     pub pool: &'a str,
     /// The organisation, the team and the key of its caller.
@@ -227,7 +229,7 @@ impl Telemetry {
             self.spend.on(&[pool, model], |counter| counter.add(spend));
         }
         // What never reached a pool is no operation of a model.
-        let Some(operation) = names::gen_ai_operation(ended.operation).filter(|_| !pool.is_empty()) else { return };
+        let Some(operation) = ended.gen_ai.filter(|_| !pool.is_empty()) else { return };
         let labels = [operation, names::PROVIDER, model, pool];
         let time = |family: &Family<Histogram>, time: Duration| {
             family.on(&labels, |histogram| histogram.observe(time.as_secs_f64(), seen_in));
@@ -280,11 +282,11 @@ impl Telemetry {
     }
 
     /// Counts the time between two pieces of a streamed answer.
-    pub fn pieces(&self, operation: &str, model: &str, pool: &str) -> Option<Pieces> {
+    pub fn pieces(&self, asked: &str, model: &str, pool: &str) -> Option<Pieces> {
         if !self.bounds.counts {
             return None;
         }
-        let labels = [names::gen_ai_operation(operation)?, names::PROVIDER, self.models.bounded(model), pool];
+        let labels = [asked, names::PROVIDER, self.models.bounded(model), pool];
         Some(Pieces { last: None, between: self.between_chunks.of(&labels) })
     }
 
@@ -456,6 +458,7 @@ mod tests {
         telemetry.end(&Ended {
             api: "a",
             operation: "create_chat_completion",
+            gen_ai: Some("chat"),
             pool: "p",
             caller: Some(["o", "t", "k"]),
             status: 503,
@@ -479,7 +482,7 @@ mod tests {
             seen_in: None,
         });
         telemetry.reloaded(Some(3));
-        let mut pieces = telemetry.pieces("create_chat_completion", "m", "p").unwrap();
+        let mut pieces = telemetry.pieces("chat", "m", "p").unwrap();
         (0..3).for_each(|_| pieces.came());
         let page = page(&telemetry);
         for line in [

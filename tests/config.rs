@@ -206,6 +206,7 @@ fn the_annotated_references_state_the_codes_defaults() {
         "pools.pace.per_minute",
         "pools.hedge.after_ms",
         "pools.shadow",
+        "pools.transcripts",
         "pools.assets",
         "pools.domain",
         "prices",
@@ -262,7 +263,7 @@ fn each_mistake_is_told_with_file_line_key_and_expectation() {
             "unknown key",
             with("    nmae: x\n"),
             &[
-                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, assets, balance, breaker, cache, connection, credential, default, discovery, domain, endpoints, function, headers, health, hedge, kind, max_body_mib, metrics, models, name, pace, polls, queue, retry, shadow, spill, stream, timeouts, tls, url_input, validation",
+                "c.yaml:8:5: pools[0].nmae: unknown key; expected one of api, assets, balance, breaker, cache, connection, credential, default, discovery, domain, endpoints, function, headers, health, hedge, kind, max_body_mib, metrics, models, name, pace, polls, queue, retry, shadow, spill, stream, timeouts, tls, transcripts, url_input, validation",
             ],
         ),
         (

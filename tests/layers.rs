@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 const STAGES: [&str; 10] =
     ["admission", "auth", "balance", "catalogue", "discovery", "meter", "route", "schema", "signals", "upstream"];
 /// Modules of this crate and those that they may name; a module may always name itself and its submodules.
-const ARROWS: [(&str, &[&str]); 37] = [
+const ARROWS: [(&str, &[&str]); 38] = [
     ("pacer", &["admission", "proxy", "quota", "store"]),
     ("admission", &["ids"]),
     ("ids", &[]),
@@ -39,9 +39,10 @@ const ARROWS: [(&str, &[&str]); 37] = [
     ("otlp", &[]),
     ("log", &["otlp"]),
     ("telemetry", &["otlp"]),
-    ("record", &["access_log", "auth", "failure", "ids", "live", "otlp", "quota", "telemetry", "trace"]),
+    ("record", &["access_log", "auth", "failure", "ids", "live", "otlp", "quota", "telemetry", "trace", "transcript"]),
     ("observe", &["balance", "ids", "otlp", "proxy", "quota", "store", "telemetry"]),
     ("trace", &[]),
+    ("transcript", &["meter"]),
     ("live", &["ids"]),
     (
         "proxy",
@@ -63,6 +64,7 @@ const ARROWS: [(&str, &[&str]); 37] = [
             "signals",
             "telemetry",
             "trace",
+            "transcript",
             "upstream",
         ],
     ),
@@ -84,6 +86,7 @@ const ARROWS: [(&str, &[&str]); 37] = [
             "store",
             "telemetry",
             "trace",
+            "transcript",
             "upstream",
         ],
     ),

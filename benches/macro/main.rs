@@ -87,27 +87,37 @@ async fn bench(options: &Options) -> Result<()> {
     let time = Duration::from_secs_f64(options.seconds);
     let cells = workloads.len() * options.connections.len() * targets.len();
     let least = (time + Duration::from_millis(250)) * options.rounds * u32::try_from(cells)?;
-    writeln!(out, "{cells} cells, {} rounds of {time:?}: about {} s", options.rounds, least.as_secs())?;
+    let (stages, all) = (options.stages, least.as_secs() * u64::from(options.stages));
+    writeln!(out, "{cells} cells, {stages} times {} rounds of {time:?}: about {all} s", options.rounds)?;
     if cfg!(debug_assertions) {
         writeln!(out, "A debug build: its figures mean nothing.")?;
     }
 
-    let mut stage = Stage::set(&targets).await?;
-    let measured = async {
-        stage.rehearse(&workloads).await?;
-        rounds(options, &workloads, &stage, time).await
-    };
-    let cells = timeout(least * 2 + Duration::from_secs(60), measured).await.context("the bench takes too long")??;
-    for running in &mut stage.targets {
-        if let Some(process) = &mut running.process {
-            process.require_running()?;
+    let (mut cells, mut memory): (Vec<Cell>, _) = (Vec::new(), Map::new());
+    for _ in 0..stages {
+        let mut stage = Stage::set(&targets).await?;
+        let measured = async {
+            stage.rehearse(&workloads).await?;
+            rounds(options, &workloads, &stage, time).await
+        };
+        let measured = timeout(least * 2 + Duration::from_secs(60), measured).await;
+        let measured = measured.context("the bench takes too long")??;
+        for running in &mut stage.targets {
+            if let Some(process) = &mut running.process {
+                process.require_running()?;
+            }
+        }
+        check_log(&stage, &measured, &mut out).await?;
+        check_limits(&stage, &measured, &mut out).await?;
+        memory = peaks(&stage);
+        if cells.is_empty() {
+            cells = measured;
+        } else {
+            cells.iter_mut().zip(measured).for_each(|(cell, more)| cell.samples.extend(more.samples));
         }
     }
     writeln!(out, "\n{}", report::table(&cells))?;
-    let memory = memory(&stage);
     writeln!(out, "Peak memory in MiB: {}", in_mib(&memory))?;
-    check_log(&stage, &cells, &mut out).await?;
-    check_limits(&stage, &cells, &mut out).await?;
     if let Some(file) = &options.json {
         report::write_json(file, &cells, &setting(options), &Value::Object(memory))?;
     }
@@ -174,7 +184,7 @@ async fn check_limits(stage: &Stage, cells: &[Cell], out: &mut impl std::io::Wri
     Ok(())
 }
 
-fn memory(stage: &Stage) -> Map<String, Value> {
+fn peaks(stage: &Stage) -> Map<String, Value> {
     let of = |running: &target::Running| {
         Some((running.target.name().to_owned(), json!(running.process.as_ref()?.peak_memory())))
     };
@@ -189,6 +199,7 @@ fn in_mib(memory: &Map<String, Value>) -> String {
 fn setting(options: &Options) -> Value {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     json!({
+        "stages": options.stages,
         "rounds": options.rounds,
         "seconds": options.seconds,
         "cores": std::thread::available_parallelism().map_or(0, usize::from),

@@ -16,6 +16,10 @@ pub struct Options {
     /// Rounds; each measures every cell once, and the medians over the rounds are printed.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
+    /// Times that everything is started anew, with all rounds each time: one process of a program may be a tenth faster
+    /// than the next, for as long as it lives.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub stages: u32,
     /// Seconds for which a cell is measured in a round.
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     pub seconds: f64,

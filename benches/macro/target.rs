@@ -39,6 +39,12 @@ pub enum Target {
     NimgateTraced1,
     /// The same, and every trace is sent.
     NimgateTraced100,
+    /// The same to a collector that nobody serves.
+    NimgateTracedGone,
+    /// The same to a collector that takes everything and never answers.
+    NimgateTracedHung,
+    /// The same to a collector that answers after two seconds.
+    NimgateTracedSlow,
     /// nimgate without access log and validation: what its path costs with the optional parts off.
     NimgatePlain,
     /// As nimgate, with limits on organisation, team and key that never refuse.
@@ -74,7 +80,7 @@ pub struct Stage {
 
 impl Target {
     /// All, in the order of the table.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Direct,
         Self::Pingora,
         Self::Nginx,
@@ -86,6 +92,9 @@ impl Target {
         Self::NimgateUncounted,
         Self::NimgateTraced1,
         Self::NimgateTraced100,
+        Self::NimgateTracedGone,
+        Self::NimgateTracedHung,
+        Self::NimgateTracedSlow,
     ];
 
     /// Its name in the table and for `--only`.
@@ -102,6 +111,9 @@ impl Target {
             Self::NimgateUncounted => "nimgate-uncounted",
             Self::NimgateTraced1 => "nimgate-traced-1",
             Self::NimgateTraced100 => "nimgate-traced-100",
+            Self::NimgateTracedGone => "nimgate-traced-gone",
+            Self::NimgateTracedHung => "nimgate-traced-hung",
+            Self::NimgateTracedSlow => "nimgate-traced-slow",
         }
     }
 
@@ -125,8 +137,21 @@ impl Target {
     fn share(self) -> Option<f64> {
         match self {
             Self::NimgateTraced1 => Some(0.01),
-            Self::NimgateTraced100 => Some(1.0),
+            Self::NimgateTraced100 | Self::NimgateTracedGone | Self::NimgateTracedHung | Self::NimgateTracedSlow => {
+                Some(1.0)
+            }
             _ => None,
+        }
+    }
+
+    /// Where it sends what it tells: the upstream plays the collector.
+    fn collector(self, upstream: SocketAddr) -> String {
+        match self {
+            // The discard service, which hardly anybody runs.
+            Self::NimgateTracedGone => "http://127.0.0.1:9".to_owned(),
+            Self::NimgateTracedHung => format!("http://{upstream}/hung"),
+            Self::NimgateTracedSlow => format!("http://{upstream}/slow"),
+            _ => format!("http://{upstream}"),
         }
     }
 
@@ -317,10 +342,10 @@ fn nimgate_command(
     let prices = if target.has_limits() { PRICES } else { "" };
     let telemetry = match target.share() {
         None => format!("telemetry: {{metrics: {{enabled: {}}}}}\n", target != Target::NimgateUncounted),
-        // The upstream plays the collector: it takes whatever comes.
         Some(share) => format!(
-            "telemetry: {{otlp: {{endpoint: \"http://{upstream}\", logs: false, queue: 100000, queue_mib: 256, batch: 4096, delay_ms: 200}}, \
-             traces: {{sample: {share}}}}}\n"
+            "telemetry: {{otlp: {{endpoint: \"{collector}\", logs: false, queue: 100000, queue_mib: 256, batch: 4096, delay_ms: 200}}, \
+             traces: {{sample: {share}}}}}\n",
+            collector = target.collector(upstream),
         ),
     };
     let validation = if target == Target::NimgatePlain { "off" } else { "lenient" };

@@ -37,6 +37,9 @@ struct Answers {
     embeddings: Bytes,
 }
 
+/// How long a slow collector takes.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// Serves until the process ends.
 pub fn serve(listen: SocketAddr) -> Result<()> {
     let answers = Arc::new(Answers { chat: chat_answer(), events: events().into(), embeddings: embeddings_answer() });
@@ -70,6 +73,11 @@ async fn answer(answers: Arc<Answers>, request: Request<Incoming>) -> Result<Res
         (&Method::POST, "/v1/embeddings") => whole(StatusCode::OK, answers.embeddings.clone()),
         // Played for those targets that send telemetry.
         (&Method::POST, "/v1/traces" | "/v1/metrics") => whole(StatusCode::OK, Bytes::new()),
+        (&Method::POST, path) if path.starts_with("/hung/") => std::future::pending().await,
+        (&Method::POST, path) if path.starts_with("/slow/") => {
+            tokio::time::sleep(SLOW).await;
+            whole(StatusCode::OK, Bytes::new())
+        }
         (&Method::GET, "/v1/health/ready") => whole(StatusCode::OK, Bytes::from_static(b"{\"object\":\"health\"}")),
         _ => whole(StatusCode::NOT_FOUND, Bytes::from_static(b"{\"detail\":\"Not Found\"}")),
     })

@@ -1,5 +1,7 @@
 //! Reads operations out of an OpenAPI document.
 
+use std::sync::Arc;
+
 use http::{HeaderName, Method};
 use serde_json::{Map, Value, json};
 
@@ -76,6 +78,7 @@ impl Reader<'_> {
             polls: self.text("x-nimgate-polls"),
             media: self.pointers("x-nimgate-media")?,
             names_request: flag("x-nimgate-names-request"),
+            gen_ai: self.gen_ai()?,
             routes_by_model: flag("x-nimgate-routes-by-model"),
             answer_requires: self.strings("x-nimgate-answer-requires").into(),
             stream_ends: flag("x-nimgate-stream-ends"),
@@ -104,6 +107,18 @@ impl Reader<'_> {
     fn text(&self, name: &str) -> Option<String> {
         let stated = self.source.get(name).or_else(|| self.document.get(name));
         stated.and_then(Value::as_str).map(str::to_owned)
+    }
+
+    /// A word that is a label of metrics.
+    fn gen_ai(&self) -> Result<Option<Arc<str>>, String> {
+        let Some(stated) = self.source.get("x-nimgate-gen-ai") else { return Ok(None) };
+        let is_word = |word: &&str| {
+            matches!(word.len(), 1..=32)
+                && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        };
+        let word = stated.as_str().filter(is_word);
+        word.map(|word| Some(word.into()))
+            .ok_or_else(|| "x-nimgate-gen-ai: expected a word such as text_completion".into())
     }
 
     fn pointers(&self, name: &str) -> Result<Vec<String>, String> {

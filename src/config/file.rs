@@ -34,7 +34,9 @@ pub use load::{
     Balance, Breaker, Cache, CacheScope, Hedge, Pace, Policy, Queue, Retry, Scrape, Shadow, Spill, SpillReason, Streams,
 };
 pub use quotas::{Estimate, OnOutage, Price, Quotas, Redis, RedisMode, RedisTls};
-pub use telemetry::{Log, LogFormat, MetricBounds, Otlp, OtlpCompression, OtlpProtocol, Telemetry, Traces};
+pub use telemetry::{
+    Log, LogFormat, MetricBounds, Otlp, OtlpCompression, OtlpProtocol, Telemetry, Traces, Transcripts,
+};
 
 /// The configuration of nimgate.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -359,6 +361,9 @@ pub struct Pool {
     /// Vectors that were asked for before.
     #[serde(default)]
     pub cache: Cache,
+    /// Prompts and answers in traces. Without this section they are in none.
+    #[serde(default)]
+    pub transcripts: Option<Transcripts>,
     /// Event streams.
     #[serde(default)]
     pub stream: Streams,

@@ -113,6 +113,7 @@ impl Events {
         } else if self.partial.len() + piece.len() - start > LARGEST_EVENT {
             passing.append(&self.partial);
             passing.keep(start, piece.len());
+            tally.said.iter_mut().for_each(|said| said.skip());
             let edges = self.outgrown.insert(Edges::default());
             let head = [&self.partial[..], &piece[start..]].concat();
             self.partial = Vec::new();

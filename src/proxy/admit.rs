@@ -140,6 +140,7 @@ impl Request<'_> {
         let envelope = read.as_ref().map(|document| &document.value);
         ctx.hold = native::hold(operation, &state.settings.kind, &session.req_header().headers, envelope);
         limits::reserve(ctx, operation, None, read.as_ref()).await?;
+        read.iter().for_each(|document| ctx.transcribe(&state.settings, &document.value));
         if let Some(source) = &mut source {
             source.document = read.map(Arc::new);
         }
@@ -191,6 +192,7 @@ impl Request<'_> {
         refuse_violations(found, state.settings.schema.max_violations)?;
         ctx.words.clone_from(&entry.life.rate_limited);
         limits::reserve(ctx, operation, Some((&entry.id, entry.output_tokens)), Some(&document)).await?;
+        ctx.transcribe(&state.settings, &document.value);
         let rename = backend.and_then(|name| Edit::model(&document, name));
         let states_usage = operation.tokens.as_ref().is_some_and(|tokens| tokens.usage_in_stream);
         let ask_usage = self.snapshot.meter.stream_usage && states_usage;
@@ -247,8 +249,7 @@ impl Request<'_> {
     fn note(&self, ctx: &mut RequestContext, pool: PoolIndex, index: OperationIndex) {
         let operation = self.snapshot.catalogue.operation(index);
         ctx.trail.pool = Some(self.snapshot.pool(pool).settings.name.clone());
-        ctx.trail.api = Some(operation.api.clone());
-        ctx.trail.operation = Some(Arc::clone(&operation.id));
+        ctx.calls(operation);
         if let Some(api) = self.snapshot.catalogue.apis.get(&operation.api) {
             ctx.errors = api.errors;
         }
@@ -339,8 +340,7 @@ fn note_api(ctx: &mut RequestContext, found: &Result<Route, NotFound>, path: &st
         ctx.errors = api.errors;
     }
     if let Some(operation) = operation {
-        ctx.trail.api = Some(operation.api.clone());
-        ctx.trail.operation = Some(Arc::clone(&operation.id));
+        ctx.calls(operation);
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pingora_error::{Error, ErrorType, Result};
+use serde_json::Value;
 
 use super::admit::Source;
 use super::asset::Assets;
@@ -12,11 +13,12 @@ use super::course::again::Refusal;
 use super::exchange;
 use super::grpc::Call;
 use super::held::Progress;
+use super::settings::PoolSettings;
 use super::snapshot::Snapshot;
 use crate::balance::Lease;
 use crate::balance::affinity::Chain;
 use crate::cache::Awaited;
-use crate::catalogue::{Errors, Format};
+use crate::catalogue::{Errors, Format, Operation};
 use crate::failure::Failure;
 use crate::ids::{OperationIndex, PoolIndex, RequestId};
 use crate::meter::Meter;
@@ -26,6 +28,7 @@ use crate::record::Trail;
 use crate::route::Life;
 use crate::telemetry::Pieces;
 use crate::trace::Kind;
+use crate::transcript::Transcript;
 use crate::upstream::EnvelopeId;
 
 /// Limits that are asked for longer than this asked somebody else.
@@ -53,6 +56,8 @@ pub struct RequestContext {
     pub standings: Vec<Standing>,
     /// Reads the usage in its answer.
     pub meter: Option<Meter>,
+    /// What it asks, where its trace is to tell that.
+    pub transcript: Option<Box<Transcript>>,
     /// Usage was asked for on the caller's behalf.
     pub withhold_usage: bool,
     /// Further words for its caller, should it ask too much.
@@ -149,6 +154,7 @@ impl RequestContext {
             reservation: None,
             standings: Vec::new(),
             meter: None,
+            transcript: None,
             withhold_usage: false,
             words: None,
             timeout: None,
@@ -182,6 +188,13 @@ impl RequestContext {
     /// What it was admitted to; phases after admission can not be without.
     pub fn admitted(&self) -> Result<&Admitted> {
         self.admitted.as_ref().ok_or_else(|| Error::explain(ErrorType::InternalError, "not admitted"))
+    }
+
+    /// It calls this.
+    pub fn calls(&mut self, operation: &Operation) {
+        self.trail.api = Some(operation.api.clone());
+        self.trail.operation = Some(Arc::clone(&operation.id));
+        self.trail.gen_ai.clone_from(&operation.gen_ai);
     }
 
     /// Its body is here, so many bytes of it.
@@ -218,6 +231,13 @@ impl RequestContext {
         if let (Some(trace), Some(pool)) = (&mut trail.trace, &trail.pool) {
             trace.leave(Kind::Cache);
             trace.attempt(pool.as_str(), endpoint);
+        }
+    }
+
+    /// Keeps what its body asks, where its pool wants that told and somebody is told of traces.
+    pub fn transcribe(&mut self, pool: &PoolSettings, body: &Value) {
+        if let (Some(policy), true) = (&pool.transcripts, self.trail.trace.is_some()) {
+            self.transcript = Transcript::of(policy, body).map(Box::new);
         }
     }
 

@@ -77,8 +77,7 @@ pub async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Ve
     let found = find(&snapshot, request, function.as_ref().ok().and_then(Option::as_ref));
     if let Ok(found) = &found {
         let operation = snapshot.catalogue.operation(found.operation);
-        ctx.trail.api = Some(operation.api.clone());
-        ctx.trail.operation = Some(Arc::clone(&operation.id));
+        ctx.calls(operation);
     }
     let callers = snapshot.callers.load_full();
     let caller = callers.authenticate(&request.headers, Utc::now())?;

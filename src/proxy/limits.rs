@@ -96,7 +96,11 @@ pub fn watch(ctx: &mut RequestContext, header: &mut ResponseHeader) {
     if withhold && header.remove_header(&header::CONTENT_LENGTH).is_some() {
         let _ = header.insert_header(header::TRANSFER_ENCODING, "chunked");
     }
-    ctx.meter = Some(Meter::new(form, withhold));
+    let mut meter = Meter::new(form, withhold);
+    if let Some(transcript) = &ctx.transcript {
+        meter.listen(transcript.answer_bytes());
+    }
+    ctx.meter = Some(meter);
 }
 
 /// Settles the request with what it used, as far as that was seen. Only the first call counts: it comes before the

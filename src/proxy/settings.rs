@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -10,7 +11,7 @@ use crate::admission::pace;
 use crate::ids::{ApiName, PoolIndex, PoolName};
 use crate::record::SpillReason;
 use crate::trace::Sampling;
-use crate::{auth, balance, catalogue, discovery, quota, route, schema, upstream};
+use crate::{auth, balance, catalogue, discovery, quota, route, schema, transcript, upstream};
 
 /// Everything that a reload can replace.
 pub struct Settings {
@@ -108,6 +109,8 @@ pub struct PoolSettings {
     pub idle_timeout: Duration,
     /// Waiting for a place.
     pub queue: QueueSettings,
+    /// What its traces tell of prompts and answers; absent for nothing.
+    pub transcripts: Option<Arc<transcript::Policy>>,
     /// Time between comments to the caller of a stream that has no event yet; absent for none.
     pub stream_keepalive: Option<Duration>,
     /// Trying again.

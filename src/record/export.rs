@@ -13,6 +13,7 @@ use super::{Finished, Line};
 use crate::otlp::value::{boolean, integer, list, nanos, now, number, text};
 use crate::telemetry::names;
 use crate::trace::{Kind, Step, Trace};
+use crate::transcript::Telling;
 
 /// The name of a request's record.
 const EVENT: &str = "nimgate.request";
@@ -69,7 +70,7 @@ fn attributes(line: &Line<'_>) -> Vec<KeyValue> {
         ("nimgate.blame", line.blame),
         ("nimgate.error.detail", line.detail),
         ("nimgate.tokens.source", line.tokens),
-        (names::GEN_AI_OPERATION, line.operation.and_then(names::gen_ai_operation)),
+        (names::GEN_AI_OPERATION, line.gen_ai),
     ];
     let whole = |count: Option<usize>| count.and_then(|count| i64::try_from(count).ok());
     let tokens = |count: Option<u64>| count.and_then(|count| i64::try_from(count).ok());
@@ -103,6 +104,15 @@ fn server(line: &Line<'_>, finished: &Finished<'_>, trace: &Trace) -> Span {
     let (begun, started) = trace.begun;
     let mut attributes = attributes(line);
     attributes.extend(finished.route.map(|route| text(names::ROUTE, route)));
+    if let Some(told) = finished.transcript.map(Telling::tell) {
+        let texts = [
+            (names::GEN_AI_SYSTEM, told.system),
+            (names::GEN_AI_INPUT, told.input),
+            (names::GEN_AI_OUTPUT, told.output),
+        ];
+        attributes.extend(texts.into_iter().filter_map(|(key, told)| Some(text(key, &told?))));
+        attributes.push(boolean("nimgate.transcript.cut", told.is_cut));
+    }
     // Whoever did wrong below 500 is the client, and that is no error of a server's span, by the conventions.
     let is_ours = line.error.is_some() && (line.status >= 500 || line.status == 0);
     let status = is_ours.then(|| error(line.error.unwrap_or_default()));
@@ -124,7 +134,7 @@ fn server(line: &Line<'_>, finished: &Finished<'_>, trace: &Trace) -> Span {
 fn child(line: &Line<'_>, trace: &Trace, step: &Step, at: usize) -> Span {
     let (begun, started) = trace.begun;
     let time = |instant: Instant| nanos(begun + instant.saturating_duration_since(started));
-    let asked = line.operation.and_then(names::gen_ai_operation);
+    let asked = line.gen_ai;
     let (kind, name) = match step.kind {
         Kind::Validation => (SpanKind::Internal, "validation".to_owned()),
         Kind::Quota => (SpanKind::Client, "quota".to_owned()),

@@ -42,6 +42,12 @@ pub const GEN_AI_INPUT_TOKENS: &str = "gen_ai.usage.input_tokens";
 pub const GEN_AI_OUTPUT_TOKENS: &str = "gen_ai.usage.output_tokens";
 /// Why the model ended.
 pub const GEN_AI_FINISH: &str = "gen_ai.response.finish_reasons";
+/// What the model was told to be, where it is told apart from the conversation.
+pub const GEN_AI_SYSTEM: &str = "gen_ai.system_instructions";
+/// The conversation.
+pub const GEN_AI_INPUT: &str = "gen_ai.input.messages";
+/// The answer.
+pub const GEN_AI_OUTPUT: &str = "gen_ai.output.messages";
 /// Whether tokens are of a prompt or of an answer.
 pub const GEN_AI_TOKEN_TYPE: &str = "gen_ai.token.type";
 /// A request to a model.
@@ -54,16 +60,3 @@ pub const GEN_AI_BETWEEN_CHUNKS: &str = "gen_ai.client.operation.time_per_output
 pub const GEN_AI_TOKEN_USAGE: &str = "gen_ai.client.token.usage";
 /// Who runs all models behind this gateway.
 pub const PROVIDER: &str = "nvidia";
-
-/// What a model is asked for by an operation of the catalogue: in the words of the conventions where they have one, in
-/// words of our own where they do not; none where it is no inference.
-pub fn gen_ai_operation(operation: &str) -> Option<&'static str> {
-    Some(match operation {
-        "create_chat_completion" | "llama_stack_chat_completion" | "create_response" | "create_message" => "chat",
-        "create_completion" | "llama_stack_completion" | "generate" => "text_completion",
-        "create_embedding" => "embeddings",
-        "generate_video" => "generate_content",
-        "rank_passages" | "rank_passages_hosted" => "rerank",
-        _ => return None,
-    })
-}

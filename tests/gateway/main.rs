@@ -47,5 +47,6 @@ mod spill;
 mod stream;
 mod tls;
 mod traces;
+mod transcripts;
 mod unwell;
 mod vectors;

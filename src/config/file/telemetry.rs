@@ -9,6 +9,18 @@ use serde::{Deserialize, Serialize};
 use super::Secret;
 
 section! {
+    /// Prompts and answers of a pool's requests, in the spans of its requests and nowhere else.
+    Transcripts {
+        /// Bytes of text of a prompt that are sent, and of an answer.
+        #[schemars(range(min = 64, max = 32_768))]
+        max_bytes: usize = 4096,
+        /// Regular expressions; what they match is blacked out, beside what always is.
+        #[schemars(length(max = 64))]
+        redact: Vec<String> = Vec::new(),
+    }
+}
+
+section! {
     /// What is told to a collector of OpenTelemetry.
     Telemetry {
         /// What the gateway calls itself, `service.name`; by default what OTEL_SERVICE_NAME says, or `nimgate`.

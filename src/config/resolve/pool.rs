@@ -1,6 +1,7 @@
 //! Pools: their names, models, endpoints, TLS and what is sent to them.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, Utc};
@@ -18,7 +19,7 @@ use crate::proxy::settings::{
     CacheScope, CacheSettings, Endpoints, HedgeSettings, PaceSettings, PoolSettings, ProbeSettings, QueueSettings,
     RetrySettings, ScrapeSettings, ShadowSettings, SpillSettings, Timeouts, TlsSettings,
 };
-use crate::{balance, route, schema, upstream};
+use crate::{balance, route, schema, transcript, upstream};
 
 impl Resolver<'_> {
     pub(super) fn pools(&mut self, file: &file::File, catalogue: Option<&Catalogue>) -> Vec<PoolSettings> {
@@ -148,6 +149,7 @@ impl Resolver<'_> {
                 max_in_flight: pool.queue.max_in_flight,
                 keepalive: (pool.queue.keepalive_ms > 0).then(|| ms(pool.queue.keepalive_ms)),
             },
+            transcripts: self.transcripts(pointer, pool),
             stream_keepalive: (pool.stream.keepalive_ms > 0).then(|| ms(pool.stream.keepalive_ms)),
             retry: RetrySettings {
                 attempts: pool.retry.attempts,
@@ -172,6 +174,17 @@ impl Resolver<'_> {
                 max_bytes: pool.metrics.max_kib * 1024,
                 in_answers: pool.metrics.in_answers,
             }),
+        }
+    }
+
+    fn transcripts(&mut self, pointer: &str, pool: &file::Pool) -> Option<Arc<transcript::Policy>> {
+        let stated = pool.transcripts.as_ref()?;
+        match transcript::Redactor::new(&stated.redact) {
+            Ok(redactor) => Some(Arc::new(transcript::Policy { most: stated.max_bytes, redactor })),
+            Err((at, transcript::Rejected(reason))) => {
+                self.mistake(&format!("{pointer}/transcripts/redact/{at}"), reason);
+                None
+            }
         }
     }
 
