@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
+use futures_util::{StreamExt as _, stream};
 use nimgate::telemetry::metric::{Form, Metric};
 use nimgate::telemetry::table;
+use serde_json::json;
 
 use crate::support::*;
 
@@ -180,4 +182,35 @@ fn alerts_are_taken_apart_as_they_are_meant() {
     ] {
         assert_eq!(parts(expr), wanted, "{expr}");
     }
+}
+
+/// Names in the outside world do not fill the page: beyond the bounds they are `other`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_callers_and_models_keep_the_page_small() {
+    const MANY: usize = 10_000;
+    let backend = simulator(Kind::Embedding).await;
+    let models: String =
+        (0..MANY).map(|at| format!("  - {{id: m-{at}, backend_model: nvidia/nv-embedqa-e5-v5}}\n")).collect();
+    let key = |at: usize| format!("ngk_k{at}_0123456789abcdef");
+    let setup = (0..MANY).fold(Gateway::setup(), |setup, at| setup.key(&key(at), "scopes: ['*']"));
+    let gateway =
+        setup.pool("many", "nim-embedding", &format!("models:\n{models}"), &[&backend.url()]).start().await;
+    let gateway = &gateway;
+    let asks = (0..MANY).map(|at| async move {
+        let body = json!({"model": format!("m-{at}"), "input": ["a"], "input_type": "query"});
+        let status = gateway.post("/v1/embeddings", &body).key(&key(at)).send().await.status;
+        assert_eq!(status, 200);
+    });
+    stream::iter(asks).buffer_unordered(32).collect::<Vec<()>>().await;
+    gateway.until_idle().await;
+    for format in ["text/plain", "application/openmetrics-text"] {
+        let page = gateway.get_admin_as("/metrics", format).await.text();
+        println!("{format}: {} bytes", page.len());
+        assert!(page.len() < 2_000_000, "{} bytes", page.len());
+    }
+    let other = "nimgate_caller_requests_total{org=\"other\",team=\"other\",key=\"other\",result=\"good\"}";
+    assert_eq!(gateway.metric(other).await, (MANY - 500) as f64);
+    let seconds = gateway.metric("nimgate_metrics_render_seconds_sum").await;
+    let pages = gateway.metric("nimgate_metrics_render_seconds_count").await;
+    println!("{pages} pages were rendered in {:.1} ms each", seconds * 1e3 / pages);
 }
