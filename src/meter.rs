@@ -1,7 +1,7 @@
 //! Meter: how many tokens does an answer state, and how much text went by until then?
 //!
 //! Watches a body piece by piece in constant memory: server-sent events one at a time, one JSON document by its two
-//! ends. Where the gateway asked for usage on the caller's behalf, the event that carries it stays here. What tokens
+//! ends. Only where somebody keeps what is said too (`said`), a document is kept until its end, within a bound. Where the gateway asked for usage on the caller's behalf, the event that carries it stays here. What tokens
 //! cost and who pays is decided elsewhere.
 
 use bytes::Bytes;
@@ -114,9 +114,14 @@ impl Meter {
         self.tally.said = Some(Box::new(Said::new(most)));
     }
 
-    /// What the answer says, where that is kept.
-    pub fn said(&self) -> Option<&Said> {
-        self.tally.said.as_deref()
+    /// What the answer says, where that is kept. Nothing of it is read any more after that.
+    pub fn said(&mut self) -> Option<&Said> {
+        let said = self.tally.said.as_deref_mut()?;
+        said.end();
+        if !self.tally.complete {
+            said.skip();
+        }
+        Some(said)
     }
 
     /// Observes one piece of the body and, when usage was asked for on the caller's behalf, takes the usage event out
@@ -138,7 +143,7 @@ impl Meter {
                     *edges = Edges::default();
                 }
             }
-            Body::Opaque => {}
+            Body::Opaque => self.tally.said.iter_mut().for_each(|said| said.skip()),
         }
         self.tally.complete |= end;
     }

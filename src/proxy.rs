@@ -344,11 +344,9 @@ impl ProxyHttp for Gateway {
         ctx.trail.finish = ctx.meter.as_ref().and_then(|meter| meter.finish().word());
         ctx.trail.client = session.client_addr().map(ToString::to_string);
         let operation = ctx.admitted.as_ref().map(|admitted| ctx.snapshot.catalogue.operation(admitted.operation));
-        // Where it ran in another pool, that one has a say too.
-        let pool = ctx.snapshot.pools.iter().find(|pool| Some(&pool.settings.name) == ctx.trail.pool.as_ref());
-        let is_told = pool.is_some_and(|pool| pool.settings.transcripts.is_some());
-        let said = ctx.meter.as_ref().and_then(Meter::said);
-        let transcript = ctx.transcript.as_deref().filter(|_| is_told).map(|asked| Telling { asked, said });
+        let finish = ctx.meter.as_ref().map(Meter::finish).unwrap_or_default();
+        let said = ctx.meter.as_mut().and_then(Meter::said);
+        let transcript = ctx.transcript.as_deref().map(|asked| Telling { asked, said, finish });
         self.recorder.end(&mut Finished {
             trail: &mut ctx.trail,
             request_id: &ctx.request_id,

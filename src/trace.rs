@@ -142,6 +142,11 @@ impl Trace {
         self.is_sampled || is_failed && sampling.failed || is_slow
     }
 
+    /// Whether it may turn out to be exported.
+    pub fn may_be_kept(&self, sampling: &Sampling) -> bool {
+        self.is_sampled || sampling.failed || sampling.slower.is_some()
+    }
+
     /// Notes a step that is over.
     pub fn note(&mut self, kind: Kind, begun: Instant) {
         if let Some(step) = self.add(kind, begun) {

@@ -10,13 +10,22 @@ use serde_json::{Value, json};
 mod asked;
 mod redact;
 
-use asked::{Message, Part};
+use asked::{Asked, Message, Part};
 pub use redact::{Redactor, Rejected};
 
-use crate::meter::said::{Piece, Said};
+use crate::meter::Finish;
+use crate::meter::said::{Choice, Kept, Piece, Room, Said};
 
-/// Bytes kept beyond those that are shown, so that a secret across the bound is still seen for what it is.
+/// Bytes kept beyond those that are shown. Of a text that was cut while it was kept, so many bytes at its end are never
+/// shown: a secret that the cut went through can not be told from other text.
 const MARGIN: usize = 4096;
+/// What parts may cost beside their texts, until that is at the expense of what is shown.
+const SLACK: usize = 1024;
+
+/// Bytes to keep, where so many are shown.
+const fn kept(most: usize) -> usize {
+    most + MARGIN + SLACK
+}
 
 /// What a pool wants of it.
 #[derive(Debug)]
@@ -27,20 +36,12 @@ pub struct Policy {
     pub redactor: Redactor,
 }
 
-impl Policy {
-    /// Bytes that are kept while a request runs.
-    pub fn kept(&self) -> usize {
-        self.most + MARGIN
-    }
-}
-
 /// What was asked.
 #[derive(Debug)]
 pub struct Transcript {
-    policy: Arc<Policy>,
-    system: Vec<Part>,
-    messages: Vec<Message>,
-    is_cut: bool,
+    /// Of every pool that the request was in.
+    policies: Vec<Arc<Policy>>,
+    asked: Asked,
 }
 
 /// What was asked, and what was answered as far as that is known.
@@ -50,6 +51,8 @@ pub struct Telling<'a> {
     pub asked: &'a Transcript,
     /// What was answered.
     pub said: Option<&'a Said>,
+    /// Why the model ended.
+    pub finish: Finish,
 }
 
 /// A transcript to send: JSON in the form of the conventions.
@@ -68,64 +71,50 @@ pub struct Told {
 impl Transcript {
     /// Keeps what a body asks; nothing where it holds no text for a model.
     pub fn of(policy: &Arc<Policy>, body: &Value) -> Option<Self> {
-        let mut room = Room { left: policy.kept(), is_cut: false };
-        let (system, messages) = asked::read(body, &mut room);
-        let any = !system.is_empty() || !messages.is_empty();
-        any.then(|| Self { policy: Arc::clone(policy), system, messages, is_cut: room.is_cut })
+        let asked = Asked::read(body, kept(policy.most));
+        asked.is_any().then(|| Self { policies: vec![Arc::clone(policy)], asked })
+    }
+
+    /// Another pool has a say too: what it blacks out is blacked out, and the lower bound holds.
+    pub fn also(&mut self, policy: &Arc<Policy>) {
+        self.policies.push(Arc::clone(policy));
     }
 
     /// Bytes to keep of the answer.
     pub fn answer_bytes(&self) -> usize {
-        self.policy.kept()
+        kept(self.most())
+    }
+
+    fn most(&self) -> usize {
+        self.policies.iter().map(|policy| policy.most).min().unwrap_or(0)
     }
 }
 
 impl Telling<'_> {
     /// What to send of it.
     pub fn tell(self) -> Told {
-        let Self { asked, said } = self;
-        let Policy { most, redactor } = &*asked.policy;
-        let mut shown = Shown { redactor, room: Room { left: *most, is_cut: asked.is_cut } };
-        let system = (!asked.system.is_empty()).then(|| shown.parts(&asked.system).to_string());
+        let Self { asked: Transcript { policies, asked }, said, .. } = self;
+        let shown = || Shown { policies, room: Room::of(self.asked.most()) };
+        let mut system = shown();
+        let told_system = (!asked.system.is_empty()).then(|| system.parts(&asked.system).to_string());
+        let mut input = shown();
         // In their order, but the oldest are what the bound leaves out.
-        let mut messages: Vec<Value> = asked.messages.iter().rev().map_while(|m| shown.message(m)).collect();
+        let mut messages: Vec<Value> = asked.messages.iter().rev().map_while(|m| input.message(m)).collect();
         messages.reverse();
-        let input = (!messages.is_empty()).then(|| Value::from(messages).to_string());
-        let is_input_cut = shown.room.is_cut;
-        let mut shown = Shown { redactor, room: Room { left: *most, is_cut: said.is_some_and(Said::is_cut) } };
-        let choices: Vec<Value> = said
-            .into_iter()
-            .flat_map(Said::choices)
-            .map(|choice| {
-                let parts: Vec<Value> = choice.pieces.iter().map(|piece| shown.piece(piece)).collect();
-                json!({ "role": "assistant", "parts": parts, "finish_reason": finish(choice.finish.as_deref()) })
-            })
-            .collect();
-        let output = (!choices.is_empty()).then(|| Value::from(choices).to_string());
-        Told { system, input, output, is_cut: is_input_cut || shown.room.is_cut }
-    }
-}
-
-/// How much may still be kept, or shown.
-#[derive(Debug)]
-struct Room {
-    left: usize,
-    is_cut: bool,
-}
-
-impl Room {
-    /// What fits of a text.
-    fn take<'a>(&mut self, text: &'a str) -> &'a str {
-        let fitting = text.floor_char_boundary(text.len().min(self.left));
-        self.is_cut |= fitting < text.len();
-        self.left = if fitting < text.len() { 0 } else { self.left - fitting };
-        &text[..fitting]
+        let told_input = (!messages.is_empty()).then(|| Value::from(messages).to_string());
+        let mut output = shown();
+        let is_said_cut = said.is_some_and(Said::is_cut);
+        let choices = said.into_iter().flat_map(Said::choices);
+        let choices: Vec<Value> = choices.map(|choice| output.choice(choice, is_said_cut, self.finish)).collect();
+        let told_output = (!choices.is_empty()).then(|| Value::from(choices).to_string());
+        let is_cut = asked.is_cut || is_said_cut || [system, input, output].iter().any(|shown| shown.room.is_cut);
+        Told { system: told_system, input: told_input, output: told_output, is_cut }
     }
 }
 
 /// What is shown.
 struct Shown<'a> {
-    redactor: &'a Redactor,
+    policies: &'a [Arc<Policy>],
     room: Room,
 }
 
@@ -136,8 +125,7 @@ impl Shown<'_> {
             self.room.is_cut = true;
             return None;
         }
-        let role = self.redactor.redact(&message.role);
-        Some(json!({ "role": role, "parts": self.parts(&message.parts) }))
+        Some(json!({ "role": self.redacted(&message.role), "parts": self.parts(&message.parts) }))
     }
 
     fn parts(&mut self, parts: &[Part]) -> Value {
@@ -149,41 +137,56 @@ impl Shown<'_> {
             Part::Text(text) => json!({ "type": "text", "content": self.text(text) }),
             Part::Reasoning(text) => json!({ "type": "reasoning", "content": self.text(text) }),
             Part::Media { modality, url } => json!({ "type": "uri", "modality": modality, "uri": self.text(url) }),
-            Part::Call { id, name, arguments } => self.call(id, name, arguments),
+            Part::Call { id, name, arguments } => self.call([id, name, arguments]),
             Part::Result { id, text } => {
                 json!({ "type": "tool_call_response", "id": self.text(id), "response": self.text(text) })
             }
         }
     }
 
-    fn piece(&mut self, piece: &Piece) -> Value {
+    /// A choice. Where anything of the answer was cut, all that may have gone on was.
+    fn choice(&mut self, choice: &Choice, is_cut: bool, finish: Finish) -> Value {
+        let last = choice.pieces.len().saturating_sub(1);
+        let pieces = choice.pieces.iter().enumerate();
+        let parts: Vec<Value> = pieces.map(|(at, piece)| self.piece(piece, is_cut, at == last)).collect();
+        json!({ "role": "assistant", "parts": parts, "finish_reason": word(choice.finish.or(finish)) })
+    }
+
+    fn piece(&mut self, piece: &Piece, is_cut: bool, is_last: bool) -> Value {
+        let cut = |kept: &Kept, is_open: bool| Kept { is_cut: kept.is_cut || is_cut && is_open, ..kept.clone() };
         match piece {
-            Piece::Text(text) => json!({ "type": "text", "content": self.text(text) }),
-            Piece::Reasoning(text) => json!({ "type": "reasoning", "content": self.text(text) }),
-            Piece::Call { id, name, arguments } => self.call(id, name, arguments),
+            Piece::Text(text) => json!({ "type": "text", "content": self.text(&cut(text, is_last)) }),
+            Piece::Reasoning(text) => json!({ "type": "reasoning", "content": self.text(&cut(text, is_last)) }),
+            // Pieces of several calls may come in turns.
+            Piece::Call { id, name, arguments, .. } => self.call([id, name, &cut(arguments, true)]),
         }
     }
 
-    fn call(&mut self, id: &str, name: &str, arguments: &str) -> Value {
-        let [id, name, arguments] = [id, name, arguments].map(|text| self.text(text));
+    fn call(&mut self, texts: [&Kept; 3]) -> Value {
+        let [id, name, arguments] = texts.map(|text| self.text(text));
         json!({ "type": "tool_call", "id": id, "name": name, "arguments": arguments })
     }
 
-    fn text(&mut self, text: &str) -> String {
-        let text = self.redactor.redact(text);
-        self.room.take(&text).to_owned()
+    fn text(&mut self, kept: &Kept) -> String {
+        if self.room.left == 0 {
+            self.room.is_cut |= !kept.text.is_empty();
+            return String::new();
+        }
+        let text = self.redacted(&kept.text);
+        let end = if kept.is_cut { text.floor_char_boundary(text.len().saturating_sub(MARGIN)) } else { text.len() };
+        self.room.keep(&text[..end]).text
+    }
+
+    fn redacted(&self, text: &str) -> String {
+        self.policies.iter().fold(text.to_owned(), |text, policy| policy.redactor.redact(text))
     }
 }
 
 /// Why a model ended, in the words of the conventions where they have one.
-fn finish(reason: Option<&str>) -> &str {
-    match reason {
-        Some("stop" | "end_turn" | "stop_sequence") => "stop",
-        Some("length" | "max_tokens") => "length",
-        Some("tool_calls" | "tool_use" | "function_call") => "tool_call",
-        Some("content_filter" | "refusal") => "content_filter",
-        Some(other) => other,
-        None => "unknown",
+fn word(finish: Finish) -> &'static str {
+    match finish {
+        Finish::ToolCalls => "tool_call",
+        other => other.word().unwrap_or("unknown"),
     }
 }
 

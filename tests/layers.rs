@@ -42,7 +42,7 @@ const ARROWS: [(&str, &[&str]); 38] = [
     ("record", &["access_log", "auth", "failure", "ids", "live", "otlp", "quota", "telemetry", "trace", "transcript"]),
     ("observe", &["balance", "ids", "otlp", "proxy", "quota", "store", "telemetry"]),
     ("trace", &[]),
-    ("transcript", &["meter"]),
+    ("transcript", &["meter", "schema"]),
     ("live", &["ids"]),
     (
         "proxy",

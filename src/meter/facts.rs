@@ -54,7 +54,7 @@ impl Event {
 
     /// Why the model ended, if this event says so.
     pub(super) fn finish(&self) -> Finish {
-        self.choices.finish.or(self.delta.finish)
+        self.choices.finish.or(self.delta.finish).or(self.response.finish)
     }
 
     /// The event that `stream_options.include_usage` adds.
@@ -102,21 +102,46 @@ impl Finish {
         }
     }
 
+    /// By the word of any API.
+    pub(super) fn named(word: &str) -> Self {
+        match word {
+            "stop" | "end_turn" | "stop_sequence" => Self::Stop,
+            "length" | "max_tokens" | "max_output_tokens" => Self::Length,
+            "tool_calls" | "function_call" | "tool_use" => Self::ToolCalls,
+            "content_filter" | "refusal" => Self::ContentFilter,
+            _ => Self::Other,
+        }
+    }
+
     /// This one, or the other where this one is unknown.
-    pub(super) fn or(self, other: Self) -> Self {
+    pub fn or(self, other: Self) -> Self {
         if self == Self::Unknown { other } else { self }
     }
 }
 
 impl Digest for Finish {
     fn text(text: &str) -> Self {
-        match text {
-            "stop" | "end_turn" | "stop_sequence" => Self::Stop,
-            "length" | "max_tokens" => Self::Length,
-            "tool_calls" | "function_call" | "tool_use" => Self::ToolCalls,
-            "content_filter" | "refusal" => Self::ContentFilter,
-            _ => Self::Other,
+        Self::named(text)
+    }
+}
+
+/// How a whole answer of the Responses API stands, as far as that says why the model ended.
+#[derive(Debug, Default)]
+struct Status(Finish);
+
+impl Digest for Status {
+    fn text(text: &str) -> Self {
+        Self(if text == "completed" { Finish::Stop } else { Finish::Unknown })
+    }
+
+    /// `incomplete_details`.
+    fn object<'de, A: MapAccess<'de>>(members: A) -> Result<Self, A::Error> {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default)]
+        struct Members {
+            reason: Finish,
         }
+        Ok(Self(Members::deserialize(MapAccessDeserializer::new(members))?.reason))
     }
 }
 
@@ -223,7 +248,9 @@ macro_rules! deserialize_any {
     )*};
 }
 
-deserialize_any!(Call, Calls, Choice, Choices, Count, Delta, Finish, Function, Holder, Kind, Length, Present, Stated);
+deserialize_any!(
+    Call, Calls, Choice, Choices, Count, Delta, Finish, Function, Holder, Kind, Length, Present, Stated, Status
+);
 
 /// What kind of event it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -332,9 +359,12 @@ impl Digest for Holder {
             usage: Stated,
             choices: Choices,
             stop_reason: Finish,
+            status: Status,
+            incomplete_details: Status,
         }
         let members = Members::deserialize(MapAccessDeserializer::new(members))?;
-        Ok(Self { usage: members.usage, finish: members.choices.finish.or(members.stop_reason) })
+        let finish = members.choices.finish.or(members.stop_reason).or(members.incomplete_details.0);
+        Ok(Self { usage: members.usage, finish: finish.or(members.status.0) })
     }
 }
 

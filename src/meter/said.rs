@@ -7,18 +7,36 @@ use std::mem::discriminant;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::Finish;
+
 /// A document above this many bytes is not read.
 const LARGEST_DOCUMENT: usize = 1024 * 1024;
-/// What a piece costs beside its text, so that empty ones have a bound too.
-const PIECE_COST: usize = 16;
+/// What a part costs beside its text, so that empty ones have a bound too.
+pub const PART_COST: usize = 16;
+
+/// How much may still be kept.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// In bytes.
+    pub left: usize,
+    /// Whether something found none.
+    pub is_cut: bool,
+}
+
+/// A text, as far as there was room for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The beginning of it, or all.
+    pub text: String,
+    /// Whether it goes on.
+    pub is_cut: bool,
+}
 
 /// What an answer says.
 #[derive(Debug)]
 pub struct Said {
-    /// Bytes that may still be kept.
-    room: usize,
+    room: Room,
     choices: BTreeMap<u64, Choice>,
-    is_cut: bool,
     document: Vec<u8>,
 }
 
@@ -27,32 +45,67 @@ pub struct Said {
 pub struct Choice {
     /// What it consists of, in its order.
     pub pieces: Vec<Piece>,
-    /// Why it ended, in the words of its API.
-    pub finish: Option<String>,
+    /// Why it ended, where it says so itself.
+    pub finish: Finish,
 }
 
 /// A part of what is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// Text for the caller.
-    Text(String),
+    Text(Kept),
     /// What the model thought.
-    Reasoning(String),
+    Reasoning(Kept),
     /// A tool that it calls.
     Call {
+        /// The place of the call in its stream, by which later pieces of it go on.
+        at: Option<u64>,
         /// The id of the call.
-        id: String,
+        id: Kept,
         /// The tool.
-        name: String,
+        name: Kept,
         /// Its arguments: JSON, as far as it has come.
-        arguments: String,
+        arguments: Kept,
     },
+}
+
+impl Room {
+    /// So many bytes.
+    pub fn of(bytes: usize) -> Self {
+        Self { left: bytes, is_cut: false }
+    }
+
+    /// Takes the place of a part, if there is any.
+    pub fn enter(&mut self) -> bool {
+        let left = self.left.checked_sub(PART_COST);
+        self.is_cut |= left.is_none();
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+
+    /// What fits of a text.
+    pub fn keep(&mut self, text: &str) -> Kept {
+        let mut kept = Kept::default();
+        kept.append(text, self);
+        kept
+    }
+}
+
+impl Kept {
+    /// Adds what there is room for.
+    pub fn append(&mut self, text: &str, room: &mut Room) {
+        let fitting = text.floor_char_boundary(text.len().min(room.left));
+        self.is_cut |= fitting < text.len();
+        room.is_cut |= self.is_cut;
+        room.left = if fitting < text.len() { 0 } else { room.left - fitting };
+        self.text.push_str(&text[..fitting]);
+    }
 }
 
 impl Said {
     /// Nothing yet. At most so many bytes are kept.
-    pub(super) fn new(room: usize) -> Self {
-        Self { room, choices: BTreeMap::new(), is_cut: false, document: Vec::new() }
+    pub(super) fn new(most: usize) -> Self {
+        Self { room: Room::of(most), choices: BTreeMap::new(), document: Vec::new() }
     }
 
     /// The choices, in their order.
@@ -62,55 +115,60 @@ impl Said {
 
     /// Whether there was more than is kept.
     pub fn is_cut(&self) -> bool {
-        self.is_cut
+        self.room.is_cut
     }
 
     /// Something went by unread.
     pub(super) fn skip(&mut self) {
-        self.is_cut = true;
+        self.room.is_cut = true;
     }
 
     /// Bytes of a document.
     pub(super) fn piece(&mut self, bytes: &Bytes) {
-        if self.is_cut || self.document.len() + bytes.len() > LARGEST_DOCUMENT {
-            self.is_cut = true;
+        if self.room.is_cut || self.document.len() + bytes.len() > LARGEST_DOCUMENT {
+            self.room.is_cut = true;
             self.document = Vec::new();
         } else {
             self.document.extend_from_slice(bytes);
         }
     }
 
-    /// The document has ended.
+    /// The document has ended, or will not go on.
     pub(super) fn end(&mut self) {
         let document = std::mem::take(&mut self.document);
-        let Ok(document) = serde_json::from_slice::<Value>(&document) else { return };
+        if document.is_empty() {
+            return;
+        }
+        let Ok(document) = serde_json::from_slice::<Value>(&document) else { return self.skip() };
         self.choices_of(&document);
         // The Responses API, the Messages API, Llama Stack.
         let items = [&document["output"], &document["content"]].into_iter().filter_map(Value::as_array).flatten();
-        items.for_each(|item| self.item(0, item));
+        items.for_each(|item| self.item(0, None, item));
         self.message(0, &document["completion_message"]);
         self.text(0, &document["content"]);
-        self.finish(0, &document["stop_reason"]);
     }
 
     /// The data of an event, in the words of any API.
     pub(super) fn event(&mut self, data: &[u8]) {
+        if self.room.is_cut {
+            return;
+        }
         let Ok(event) = serde_json::from_slice::<Value>(data) else { return };
         self.choices_of(&event);
         let delta = &event["delta"];
+        let [output, block] = ["output_index", "index"].map(|name| event[name].as_u64());
         match event["type"].as_str().unwrap_or_default() {
             "response.output_text.delta" | "response.refusal.delta" => self.text(0, delta),
             "response.reasoning_text.delta" | "response.reasoning_summary_text.delta" => self.reasoning(0, delta),
-            "response.function_call_arguments.delta" => self.arguments(0, None, delta),
+            "response.function_call_arguments.delta" => self.arguments(0, output, delta),
             // What comes later in pieces is empty here.
-            "response.output_item.added" => self.item(0, &event["item"]),
-            "content_block_start" => self.item(0, &event["content_block"]),
+            "response.output_item.added" => self.item(0, output, &event["item"]),
+            "content_block_start" => self.item(0, block, &event["content_block"]),
             "content_block_delta" => {
                 self.text(0, &delta["text"]);
                 self.reasoning(0, &delta["thinking"]);
-                self.arguments(0, None, &delta["partial_json"]);
+                self.arguments(0, block, &delta["partial_json"]);
             }
-            "message_delta" => self.finish(0, &delta["stop_reason"]),
             _ => {}
         }
     }
@@ -123,7 +181,11 @@ impl Said {
             self.text(index, &choice["text"]);
             self.message(index, &choice["message"]);
             self.message(index, &choice["delta"]);
-            self.finish(index, &choice["finish_reason"]);
+            if let Some(reason) = choice["finish_reason"].as_str()
+                && let Some(choice) = self.choice(index)
+            {
+                choice.finish = Finish::named(reason);
+            }
         }
     }
 
@@ -133,36 +195,32 @@ impl Said {
         reasoning.into_iter().for_each(|reasoning| self.reasoning(index, reasoning));
         self.text(index, &message["content"]);
         self.text(index, &message["refusal"]);
-        for call in message["tool_calls"].as_array().into_iter().flatten() {
-            let function = &call["function"];
-            if call["id"].is_string() || function["name"].is_string() {
-                self.call(index, &call["id"], &function["name"], call["index"].as_u64());
-            }
-            self.arguments(index, call["index"].as_u64(), &function["arguments"]);
+        let calls = message["tool_calls"].as_array().into_iter().flatten();
+        calls.for_each(|call| self.call(index, call["index"].as_u64(), &call["id"], &call["function"]));
+        // What tools were called before they had ids.
+        if message["function_call"].is_object() {
+            self.call(index, Some(0), &Value::Null, &message["function_call"]);
         }
     }
 
     /// An item of an answer's content: what it is stands in its `type`.
-    fn item(&mut self, index: u64, item: &Value) {
+    fn item(&mut self, index: u64, at: Option<u64>, item: &Value) {
         match item["type"].as_str().unwrap_or_default() {
-            "message" => item["content"].as_array().into_iter().flatten().for_each(|part| self.item(index, part)),
+            "message" => item["content"].as_array().into_iter().flatten().for_each(|part| self.item(index, at, part)),
             "text" | "output_text" => self.text(index, &item["text"]),
             "refusal" => self.text(index, &item["refusal"]),
             "thinking" => self.reasoning(index, &item["thinking"]),
             "reasoning_text" | "summary_text" => self.reasoning(index, &item["text"]),
             "reasoning" => {
                 let parts = [&item["summary"], &item["content"]].into_iter().filter_map(Value::as_array).flatten();
-                parts.for_each(|part| self.item(index, part));
+                parts.for_each(|part| self.item(index, at, part));
             }
-            "function_call" => {
-                self.call(index, &item["call_id"], &item["name"], None);
-                self.arguments(index, None, &item["arguments"]);
-            }
+            "function_call" => self.call(index, at, &item["call_id"], item),
             "tool_use" => {
-                self.call(index, &item["id"], &item["name"], None);
+                self.call(index, at, &item["id"], item);
                 let input = &item["input"];
                 if input.as_object().is_some_and(|input| !input.is_empty()) {
-                    self.arguments(index, None, &Value::from(input.to_string()));
+                    self.arguments(index, at, &Value::from(input.to_string()));
                 }
             }
             _ => {}
@@ -178,79 +236,72 @@ impl Said {
     }
 
     /// Adds to the last piece where it is of the kind, else begins one.
-    fn add(&mut self, index: u64, text: &Value, kind: fn(String) -> Piece) {
+    fn add(&mut self, index: u64, text: &Value, kind: fn(Kept) -> Piece) {
         let Some(text) = text.as_str().filter(|text| !text.is_empty()) else { return };
-        let new = kind(String::new());
+        let new = kind(Kept::default());
         let last = self.choices.get(&index).and_then(|choice| choice.pieces.last());
-        let goes_on = last.is_some_and(|last| discriminant(last) == discriminant(&new));
-        if !goes_on && !self.begin(index, new) {
+        if last.is_none_or(|last| discriminant(last) != discriminant(&new)) && !self.begin(index, new) {
             return;
         }
         let last = self.choices.get_mut(&index).and_then(|choice| choice.pieces.last_mut());
         if let Some(Piece::Text(last) | Piece::Reasoning(last)) = last {
-            append(last, text, &mut self.room, &mut self.is_cut);
+            last.append(text, &mut self.room);
         }
     }
 
-    fn call(&mut self, index: u64, id: &Value, name: &Value, at: Option<u64>) {
-        // The one that is there already, where each of its pieces names it.
-        if let (Some(_), Some(Piece::Call { id: own, .. })) = (at, self.called(index, at))
-            && id.as_str().is_none_or(|id| id == own)
-        {
-            return;
+    /// A call of a function, or the next piece of one.
+    fn call(&mut self, index: u64, at: Option<u64>, id: &Value, function: &Value) {
+        let (id, name) = (id.as_str(), function["name"].as_str());
+        let goes_on = at.is_some()
+            && match called(&mut self.choices, index, at) {
+                Some(Piece::Call { id: own, .. }) => id.is_none_or(|id| id == own.text),
+                _ => false,
+            };
+        if !goes_on {
+            let [id, name] = [id, name].map(|text| self.room.keep(text.unwrap_or_default()));
+            self.begin(index, Piece::Call { at, id, name, arguments: Kept::default() });
         }
-        let [id, name] = [id, name].map(|text| {
-            let mut kept = String::new();
-            append(&mut kept, text.as_str().unwrap_or_default(), &mut self.room, &mut self.is_cut);
-            kept
-        });
-        self.begin(index, Piece::Call { id, name, arguments: String::new() });
+        self.arguments(index, at, &function["arguments"]);
     }
 
     fn arguments(&mut self, index: u64, at: Option<u64>, text: &Value) {
-        let Some(text) = text.as_str() else { return };
-        let (mut room, mut is_cut) = (self.room, self.is_cut);
-        if let Some(Piece::Call { arguments, .. }) = self.called(index, at) {
-            append(arguments, text, &mut room, &mut is_cut);
-        }
-        (self.room, self.is_cut) = (room, is_cut);
-    }
-
-    /// The call at a place among the calls of a choice, or its last one.
-    fn called(&mut self, index: u64, at: Option<u64>) -> Option<&mut Piece> {
-        let pieces = self.choices.get_mut(&index)?.pieces.iter_mut();
-        let mut calls = pieces.filter(|piece| matches!(piece, Piece::Call { .. }));
-        match at {
-            Some(at) => calls.nth(usize::try_from(at).ok()?),
-            None => calls.next_back(),
+        let text = match text {
+            Value::Null => return,
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        match called(&mut self.choices, index, at) {
+            Some(Piece::Call { arguments, .. }) => arguments.append(&text, &mut self.room),
+            _ => self.skip(),
         }
     }
 
     /// Begins a piece, if there is room.
     fn begin(&mut self, index: u64, piece: Piece) -> bool {
-        let Some(room) = self.room.checked_sub(PIECE_COST) else {
-            self.is_cut = true;
+        if !self.room.enter() {
             return false;
-        };
-        self.room = room;
-        self.choices.entry(index).or_default().pieces.push(piece);
+        }
+        let Some(choice) = self.choice(index) else { return false };
+        choice.pieces.push(piece);
         true
     }
 
-    fn finish(&mut self, index: u64, reason: &Value) {
-        let (Some(reason), Some(choice)) = (reason.as_str(), self.choices.get_mut(&index)) else { return };
-        let mut kept = String::new();
-        append(&mut kept, reason, &mut self.room, &mut self.is_cut);
-        choice.finish = Some(kept);
+    /// A choice, if there is room for it where it is new.
+    fn choice(&mut self, index: u64) -> Option<&mut Choice> {
+        if !self.choices.contains_key(&index) && !self.room.enter() {
+            return None;
+        }
+        Some(self.choices.entry(index).or_default())
     }
 }
 
-/// Adds what there is room for.
-fn append(to: &mut String, text: &str, room: &mut usize, is_cut: &mut bool) {
-    let fitting = text.floor_char_boundary(text.len().min(*room));
-    *is_cut |= fitting < text.len();
-    *room = if fitting < text.len() { 0 } else { *room - fitting };
-    to.push_str(&text[..fitting]);
+/// The last call at a place of a choice, or its last one where no place is said.
+fn called(choices: &mut BTreeMap<u64, Choice>, index: u64, place: Option<u64>) -> Option<&mut Piece> {
+    let is_meant = |piece: &&mut Piece| match piece {
+        Piece::Call { at, .. } => place.is_none() || *at == place,
+        _ => false,
+    };
+    choices.get_mut(&index)?.pieces.iter_mut().rev().find(is_meant)
 }
 
 #[cfg(test)]
@@ -277,16 +328,30 @@ mod tests {
         said
     }
 
+    fn kept(text: &str) -> Kept {
+        Kept { text: text.into(), is_cut: false }
+    }
+
     fn text(text: &str) -> Piece {
-        Piece::Text(text.into())
+        Piece::Text(kept(text))
+    }
+
+    fn reasoning(text: &str) -> Piece {
+        Piece::Reasoning(kept(text))
     }
 
     fn call(id: &str, name: &str, arguments: &str) -> Piece {
-        Piece::Call { id: id.into(), name: name.into(), arguments: arguments.into() }
+        let [id, name, arguments] = [id, name, arguments].map(kept);
+        Piece::Call { at: None, id, name, arguments }
     }
 
-    fn choices(said: &Said) -> Vec<(Vec<Piece>, Option<&str>)> {
-        said.choices().map(|choice| (choice.pieces.clone(), choice.finish.as_deref())).collect()
+    /// The choices; where in their streams calls came does not matter.
+    fn choices(said: &Said) -> Vec<(Vec<Piece>, Finish)> {
+        let anywhere = |piece: &Piece| match piece.clone() {
+            Piece::Call { id, name, arguments, .. } => Piece::Call { at: None, id, name, arguments },
+            other => other,
+        };
+        said.choices().map(|choice| (choice.pieces.iter().map(anywhere).collect(), choice.finish)).collect()
     }
 
     #[test]
@@ -305,27 +370,58 @@ mod tests {
         ]);
         let whole = of_document(&json!({"choices": [
             {"index": 0, "finish_reason": "tool_calls", "message": {"role": "assistant", "reasoning": "hm", "content": "Hello",
-                "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{\"a\":1}"}},
+                "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": {"a": 1}}},
                     {"id": "c2", "function": {"name": "g", "arguments": ""}}]}},
             {"index": 1, "message": {"content": "other"}}]}));
-        let pieces =
-            vec![Piece::Reasoning("hm".into()), text("Hello"), call("c1", "f", "{\"a\":1}"), call("c2", "g", "")];
+        let pieces = vec![reasoning("hm"), text("Hello"), call("c1", "f", "{\"a\":1}"), call("c2", "g", "")];
         for said in [&chat, &whole] {
-            assert_eq!(choices(said), [(pieces.clone(), Some("tool_calls")), (vec![text("other")], None)]);
+            let wanted = [(pieces.clone(), Finish::ToolCalls), (vec![text("other")], Finish::Unknown)];
+            assert_eq!(choices(said), wanted);
             assert!(!said.is_cut());
         }
     }
 
     #[test]
+    fn pieces_of_calls_find_their_call() {
+        let delta = |calls: Value| json!({"choices": [{"index": 0, "delta": {"tool_calls": calls}}]});
+        let piece = |at: u64, text: &str| json!([{"index": at, "function": {"arguments": text}}]);
+        let whole = |at: u64, id: &str, text: &str| json!([{"index": at, "id": id, "function": {"name": "f", "arguments": text}}]);
+        // A place that counts from one, the same place twice, and each piece with the call's id.
+        let said = of_events(&[
+            delta(whole(1, "a", "")),
+            delta(piece(1, "1")),
+            delta(whole(1, "b", "2")),
+            delta(whole(1, "b", "3")),
+            delta(piece(1, "4")),
+        ]);
+        let wanted = vec![call("a", "f", "1"), call("b", "f", "234")];
+        assert_eq!(choices(&said), [(wanted, Finish::Unknown)]);
+        let item = |at: u64, id: &str| {
+            json!({"type": "response.output_item.added", "output_index": at,
+            "item": {"type": "function_call", "call_id": id, "name": "f", "arguments": ""}})
+        };
+        let more = |at: u64, text: &str| json!({"type": "response.function_call_arguments.delta", "output_index": at, "delta": text});
+        let said = of_events(&[item(0, "a"), item(1, "b"), more(0, "1"), more(1, "2")]);
+        assert_eq!(choices(&said), [(vec![call("a", "f", "1"), call("b", "f", "2")], Finish::Unknown)]);
+        // What belongs to no call is said to be missing.
+        assert!(of_events(&[more(3, "x")]).is_cut());
+        let old = json!({"choices": [{"message": {"function_call": {"name": "f", "arguments": "{}"}}, "finish_reason": "function_call"}]});
+        assert_eq!(choices(&of_document(&old)), [(vec![call("", "f", "{}")], Finish::ToolCalls)]);
+    }
+
+    #[test]
     fn every_api_is_understood() {
         let completion = of_document(&json!({"choices": [{"text": "once", "finish_reason": "length"}]}));
-        assert_eq!(choices(&completion), [(vec![text("once")], Some("length"))]);
+        assert_eq!(choices(&completion), [(vec![text("once")], Finish::Length)]);
+        let filtered =
+            of_document(&json!({"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}));
+        assert_eq!(choices(&filtered), [(vec![], Finish::ContentFilter)]);
         let responses = of_document(&json!({"output": [
-            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}], "content": null},
             {"type": "message", "content": [{"type": "output_text", "text": "yes"}]},
             {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}]}));
-        let all = vec![Piece::Reasoning("hm".into()), text("yes"), call("c", "f", "{}")];
-        assert_eq!(choices(&responses), [(all.clone(), None)]);
+        let all = vec![reasoning("hm"), text("yes"), call("c", "f", "{}")];
+        assert_eq!(choices(&responses), [(all.clone(), Finish::Unknown)]);
         let streamed = of_events(&[
             json!({"type": "response.reasoning_text.delta", "delta": "hm"}),
             json!({"type": "response.output_text.delta", "delta": "y"}),
@@ -333,46 +429,57 @@ mod tests {
             json!({"type": "response.output_item.added", "item": {"type": "function_call", "call_id": "c", "name": "f"}}),
             json!({"type": "response.function_call_arguments.delta", "delta": "{}"}),
         ]);
-        assert_eq!(choices(&streamed), [(all, None)]);
+        assert_eq!(choices(&streamed), [(all, Finish::Unknown)]);
         let message =
             of_document(&json!({"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "yes"},
             {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}], "stop_reason": "tool_use"}));
         let events = of_events(&[
-            json!({"type": "content_block_start", "content_block": {"type": "thinking", "thinking": ""}}),
-            json!({"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}}),
-            json!({"type": "content_block_start", "content_block": {"type": "text", "text": ""}}),
-            json!({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "yes"}}),
-            json!({"type": "content_block_start", "content_block": {"type": "tool_use", "id": "t", "name": "f", "input": {}}}),
-            json!({"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": "{\"a\":1}"}}),
-            json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"}}),
+            json!({"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}}),
+            json!({"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}}),
+            json!({"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}}),
+            json!({"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "yes"}}),
+            json!({"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", "id": "t", "name": "f", "input": {}}}),
+            json!({"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": "{\"a\":1}"}}),
         ]);
         for said in [message, events] {
-            let all = vec![Piece::Reasoning("hm".into()), text("yes"), call("t", "f", "{\"a\":1}")];
-            assert_eq!(choices(&said), [(all, Some("tool_use"))]);
+            let all = vec![reasoning("hm"), text("yes"), call("t", "f", "{\"a\":1}")];
+            assert_eq!(choices(&said), [(all, Finish::Unknown)]);
         }
         let stack = of_document(&json!({"completion_message": {"role": "assistant", "content": "yes"}}));
-        assert_eq!(choices(&stack), [(vec![text("yes")], None)]);
+        assert_eq!(choices(&stack), [(vec![text("yes")], Finish::Unknown)]);
         let vectors = of_document(&json!({"data": [{"embedding": [0.5]}]}));
         assert_eq!(choices(&vectors), []);
+        assert!(!vectors.is_cut());
     }
 
     #[test]
     fn nothing_is_kept_beyond_the_bound() {
-        let mut said = Said::new(40);
+        let mut said = Said::new(2 * PART_COST + 24);
         let event = |text: &str| json!({"choices": [{"index": 0, "delta": {"content": text}}]}).to_string();
         (0..100).for_each(|_| said.event(event("äöü").as_bytes()));
-        assert_eq!(choices(&said), [(vec![text("äöüäöüäöüäöü")], None)]);
+        let wanted = Piece::Text(Kept { text: "äöüäöüäöüäöü".into(), is_cut: true });
+        assert_eq!(choices(&said), [(vec![wanted], Finish::Unknown)]);
         assert!(said.is_cut());
         // Neither by many choices nor by many calls.
-        let mut said = Said::new(100);
-        (0..100).for_each(|at| {
-            said.event(json!({"choices": [{"index": at, "delta": {"content": "x"}}]}).to_string().as_bytes())
-        });
-        assert!(said.choices().count() < 10 && said.is_cut());
+        let mut said = Said::new(200);
+        let one = |at: u64| json!({"choices": [{"index": at, "delta": {}, "finish_reason": "stop"}]});
+        (0..100).for_each(|at| said.event(one(at).to_string().as_bytes()));
+        assert!(said.choices().count() <= 12 && said.is_cut());
+        let calls: Vec<Value> = (0..1000).map(|_| json!({"function": {"name": ""}})).collect();
+        let said = of_document(&json!({"choices": [{"message": {"tool_calls": calls}}]}));
+        assert!(said.is_cut() && said.choices().all(|choice| choice.pieces.len() <= ROOM / PART_COST));
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_said_to_be_missing() {
         let mut said = Said::new(ROOM);
         said.piece(&Bytes::from(vec![b' '; LARGEST_DOCUMENT]));
         said.piece(&Bytes::from_static(b"{}"));
         said.end();
         assert!(said.is_cut() && said.choices().next().is_none());
+        let mut said = Said::new(ROOM);
+        said.piece(&Bytes::from_static(b"{\"choices\": [{\"text\": \"on"));
+        said.end();
+        assert!(said.is_cut());
     }
 }

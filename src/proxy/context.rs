@@ -234,11 +234,22 @@ impl RequestContext {
         }
     }
 
-    /// Keeps what its body asks, where its pool wants that told and somebody is told of traces.
+    /// Keeps what its body asks, where its pool wants that told and somebody may be told of its trace.
     pub fn transcribe(&mut self, pool: &PoolSettings, body: &Value) {
-        if let (Some(policy), true) = (&pool.transcripts, self.trail.trace.is_some()) {
+        let sampling = &self.snapshot.sampling;
+        let may_be_told = self.trail.trace.as_ref().is_some_and(|trace| trace.may_be_kept(sampling));
+        if let (Some(policy), true) = (&pool.transcripts, may_be_told) {
             self.transcript = Transcript::of(policy, body).map(Box::new);
         }
+    }
+
+    /// It goes to another pool, which has a say in what is told of it.
+    pub fn moved_to(&mut self, pool: &PoolSettings) {
+        self.trail.pool = Some(pool.name.clone());
+        self.transcript = self.transcript.take().zip(pool.transcripts.as_ref()).map(|(mut transcript, policy)| {
+            transcript.also(policy);
+            transcript
+        });
     }
 
     /// Notes the failure that ends it; the first one counts.

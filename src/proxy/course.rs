@@ -358,7 +358,7 @@ async fn move_on(
         let left = std::mem::replace(&mut admitted.pool, to);
         let left_pools = [std::mem::take(&mut ctx.course.left), vec![left]].concat();
         ctx.course = Course { pass: Some(pass), next: Some(lease), left: left_pools, ..Course::default() };
-        ctx.trail.pool = Some(state.settings.name.clone());
+        ctx.moved_to(&state.settings);
         let from = ctx.trail.spill.take().map_or_else(|| from.settings.name.clone(), |spill| spill.from);
         ctx.trail.spill = Some(Spill { from, reason });
         if let Some(Payload::Buffered(_)) = &payload {

@@ -97,8 +97,14 @@ pub fn watch(ctx: &mut RequestContext, header: &mut ResponseHeader) {
         let _ = header.insert_header(header::TRANSFER_ENCODING, "chunked");
     }
     let mut meter = Meter::new(form, withhold);
-    if let Some(transcript) = &ctx.transcript {
-        meter.listen(transcript.answer_bytes());
+    if let Some(transcript) = &ctx.transcript
+        && let Some(admitted) = &ctx.admitted
+    {
+        let tokens = ctx.snapshot.catalogue.operation(admitted.operation).tokens.as_ref();
+        // Vectors and videos are no text.
+        if tokens.is_some_and(|tokens| tokens.output) {
+            meter.listen(transcript.answer_bytes());
+        }
     }
     ctx.meter = Some(meter);
 }

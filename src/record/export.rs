@@ -1,5 +1,5 @@
 //! Export: the record of a request as a log record and as spans of OpenTelemetry, under the names of its conventions
-//! where it has some. Holds what the access log holds: no query, no header and no body.
+//! where it has some. Holds what the access log holds: no query and no header, and of bodies what a pool's transcripts tell.
 
 use std::time::Instant;
 
@@ -106,7 +106,7 @@ fn server(line: &Line<'_>, finished: &Finished<'_>, trace: &Trace) -> Span {
     attributes.extend(finished.route.map(|route| text(names::ROUTE, route)));
     if let Some(told) = finished.transcript.map(Telling::tell) {
         let texts = [
-            (names::GEN_AI_SYSTEM, told.system),
+            (names::GEN_AI_SYSTEM_INSTRUCTIONS, told.system),
             (names::GEN_AI_INPUT, told.input),
             (names::GEN_AI_OUTPUT, told.output),
         ];

@@ -68,6 +68,14 @@ impl Document {
         })
     }
 
+    /// Of a string of the value, what stands in the body just so: all of it, or of one that may be a stand-in its head.
+    pub fn genuine(text: &str) -> &str {
+        if text.len() <= LONGEST_LENGTH_RULE {
+            return text;
+        }
+        text.char_indices().nth(LONGEST_LENGTH_RULE / 2).map_or(text, |(end, _)| &text[..end])
+    }
+
     /// The top-level `model`.
     pub fn model(&self) -> Option<&str> {
         self.value.get("model")?.as_str()

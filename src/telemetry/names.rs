@@ -43,7 +43,7 @@ pub const GEN_AI_OUTPUT_TOKENS: &str = "gen_ai.usage.output_tokens";
 /// Why the model ended.
 pub const GEN_AI_FINISH: &str = "gen_ai.response.finish_reasons";
 /// What the model was told to be, where it is told apart from the conversation.
-pub const GEN_AI_SYSTEM: &str = "gen_ai.system_instructions";
+pub const GEN_AI_SYSTEM_INSTRUCTIONS: &str = "gen_ai.system_instructions";
 /// The conversation.
 pub const GEN_AI_INPUT: &str = "gen_ai.input.messages";
 /// The answer.

@@ -1,39 +1,61 @@
 //! Redaction: what of a text is never shown, whoever switched transcripts on.
 //!
-//! Regular expressions in linear time. They know the forms of credentials that name themselves; what is secret by its
-//! meaning alone, such as a customer's name, is for the operator's own patterns.
+//! Regular expressions in linear time. They know credentials that betray themselves by their form or by what they are
+//! called; what is secret by its meaning alone, such as a customer's name, is for the operator's own patterns.
 
-use std::borrow::Cow;
-
-use regex::{Regex, RegexBuilder};
+use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
 /// What stands in place of what is not shown.
 const BLACKED_OUT: &str = "[redacted]";
-/// Bytes that a pattern may compile to.
-const LARGEST_PATTERN: usize = 256 * 1024;
-/// A data URL names its type within so many bytes.
-const MEDIA_HEAD: usize = 128;
+/// Bytes that a pattern may compile to, and all of them together.
+const LARGEST_PATTERN: usize = 1024 * 1024;
+
+/// Where a word may begin: after anything but a letter or a digit, after a line break as JSON writes it, and after a byte
+/// as URLs write it.
+macro_rules! word {
+    ($pattern:literal) => {
+        concat!(r"(^|[^A-Za-z0-9]|\\[nrt]|%[0-9A-Fa-f]{2})(?:", $pattern, ")")
+    };
+}
 
 /// What is blacked out in any case, and what stands there instead.
-const ALWAYS: [(&str, &str); 8] = [
-    // Base64: media that came without saying so.
-    (r"[A-Za-z0-9+/]{256,}={0,2}", "[base64]"),
-    (r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\z)", BLACKED_OUT),
-    // Who asks, in a URL, and its query: a presigned one is a credential.
-    (r"([a-z][a-z0-9+.-]*://)[^/\s@?#]+@", "${1}[redacted]@"),
-    (r#"([a-z][a-z0-9+.-]*://[^\s?#"'<>]+)\?[^\s"'<>)\]]*"#, "${1}?[redacted]"),
-    // Keys that begin with the name of who gave them out: NVIDIA, this gateway, OpenAI and its like, Hugging Face,
-    // GitHub, GitLab, Slack, AWS, Google.
+const ALWAYS: [(&str, &str); 13] = [
+    // Media in a data URL, and base64 that came without saying so, in one line or in many.
+    (r"(?i)(data:[a-z0-9.+/;=_-]*;base64,)[A-Za-z0-9+/=_-]+", "${1}[left out]"),
+    (r"[A-Za-z0-9+/_-]{256,}={0,2}", "[base64]"),
+    (r"(?:[A-Za-z0-9+/]{60,}(?:\r?\n|\\n|\\r\\n)){3,}[A-Za-z0-9+/]*={0,2}", "[base64]"),
     (
-        r"\b(?:nvapi-|ngk_|sk-|hf_|gh[opsur]_|github_pat_|glpat-|xox[abeoprs]-|AKIA|ASIA|AIza)[A-Za-z0-9_.-]{8,}",
+        r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\z)",
         BLACKED_OUT,
     ),
-    // JSON Web Tokens.
-    (r"\beyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*", BLACKED_OUT),
-    (r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}", "${1} [redacted]"),
-    // What is called a secret.
+    // Who asks, in a URL, and its query: a presigned one is a credential. JSON may write slashes with a backslash.
+    (r#"(?i)([a-z][a-z0-9+.-]*:(?:\\?/){2})(?:[^\s/@"'<>?#]+|[^\s/@:"'<>?#]+:[^\s"'<>?#]*)@"#, "${1}[redacted]@"),
+    (r#"(?i)([a-z][a-z0-9+.-]*:(?:\\?/){2}[^\s?#"'<>]+)\?[^\s"'<>)\]]*"#, "${1}?[redacted]"),
+    (r#"(?i)(\b(?:sig|signature|x-amz-[a-z-]+)=)[^&\s"'<>]+"#, "${1}[redacted]"),
+    // Keys that begin with the name of who gave them out: NVIDIA, this gateway, OpenAI and its like, Stripe, Hugging
+    // Face, GitHub, GitLab, Slack, AWS, Google.
     (
-        r#"(?i)\b([a-z0-9_-]*(?:api_?-?key|access_?-?key(?:_?id)?|secret|passw(?:or)?d|credential|token)["']?\s*[:=]\s*)(?:"[^"]*"?|'[^']*'?|[^\s,;}"']+)"#,
+        word!(
+            "nvapi-[A-Za-z0-9_-]{8,}|ngk_[A-Za-z0-9_.-]{8,}|sk-[A-Za-z0-9_-]{20,}|[rs]k_(?:live|test)_[A-Za-z0-9]{10,}\
+             |hf_[A-Za-z0-9]{20,}|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}\
+             |xox[abeoprs]-[A-Za-z0-9-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
+        ),
+        "${1}[redacted]",
+    ),
+    // JSON Web Tokens.
+    (word!(r"eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"), "${1}[redacted]"),
+    (r"(?i)(bearer\s+)[A-Za-z0-9._~+/=|-]{16,}", "${1}[redacted]"),
+    (r#"(?i)(authorization[\\"'`*]*\s*[:=]\s*[\\"'`]*)[^\r\n"'`\\]+"#, "${1}[redacted]"),
+    (r#"(?i)(cookie[\\"'`*]*\s*:\s*[\\"'`]*)[^\r\n"'`\\]+"#, "${1}[redacted]"),
+    // What is called a secret: in code, in files of settings, in JSON that JSON quotes, in prose.
+    (
+        concat!(
+            r"(?i)((?:^|[^a-z0-9]|\\[nrt])[a-z0-9_-]*",
+            r"(?:(?:api|access|secret|private|account|signing|encryption|master)[ _-]?(?:access[ _-]?)?key(?:[ _-]?id)?",
+            r"|secret|passw(?:or)?d|passphrase|credentials?|token)",
+            r#"[\\"'`*]*\s*(?::=|=>|={1,3}|:)[\s*\[({]*)"#,
+            r#"(?:\\+"[^"]*"?|"(?:[^"\\]|\\[\s\S])*"?|'(?:[^'\\]|\\[\s\S])*'?|`[^`]*`?|[^\s,;}"'`]+)"#,
+        ),
         "${1}[redacted]",
     ),
 ];
@@ -42,6 +64,8 @@ const ALWAYS: [(&str, &str); 8] = [
 #[derive(Debug)]
 pub struct Redactor {
     rules: Vec<(Regex, &'static str)>,
+    /// All of them: which match at all.
+    any: RegexSet,
 }
 
 /// Why a pattern is none.
@@ -49,44 +73,31 @@ pub struct Redactor {
 pub struct Rejected(pub String);
 
 impl Redactor {
-    /// What is always blacked out, and what these patterns match. The error comes with the pattern's place.
+    /// What these patterns match, and what is always blacked out. An error comes with the place of its pattern.
     pub fn new(patterns: &[String]) -> Result<Self, (usize, Rejected)> {
         let mut rules = Vec::with_capacity(ALWAYS.len() + patterns.len());
-        for (at, pattern) in patterns.iter().enumerate() {
-            let rule = compile(pattern).map_err(|rejected| (at, rejected))?;
+        let own = patterns.iter().map(|pattern| (pattern.as_str(), BLACKED_OUT));
+        for (at, (pattern, shown)) in own.chain(ALWAYS).enumerate() {
+            let rejected = |error: regex::Error| (at, Rejected(error.to_string().replace('\n', " ")));
+            let built = RegexBuilder::new(pattern).size_limit(LARGEST_PATTERN).build();
+            let rule = built.map_err(rejected)?;
             if rule.is_match("") {
                 return Err((at, Rejected("expected a pattern that does not match the empty text".into())));
             }
-            rules.push((rule, BLACKED_OUT));
+            rules.push((rule, shown));
         }
-        for (pattern, shown) in ALWAYS {
-            rules.push((compile(pattern).map_err(|rejected| (patterns.len(), rejected))?, shown));
-        }
-        Ok(Self { rules })
+        let all = rules.iter().map(|(rule, _)| rule.as_str());
+        let any = RegexSetBuilder::new(all).size_limit(LARGEST_PATTERN * rules.len()).build();
+        let any = any.map_err(|error| (0, Rejected(error.to_string().replace('\n', " "))))?;
+        Ok(Self { rules, any })
     }
 
     /// The text, what is not to be seen blacked out.
-    pub(super) fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        let mut text = Cow::Borrowed(text);
-        for (rule, shown) in &self.rules {
-            if let Cow::Owned(changed) = rule.replace_all(&text, *shown) {
-                text = Cow::Owned(changed);
-            }
+    pub(super) fn redact(&self, mut text: String) -> String {
+        for at in self.any.matches(&text).iter() {
+            let (rule, shown) = &self.rules[at];
+            text = rule.replace_all(&text, *shown).into_owned();
         }
         text
-    }
-}
-
-fn compile(pattern: &str) -> Result<Regex, Rejected> {
-    let built = RegexBuilder::new(pattern).size_limit(LARGEST_PATTERN).dfa_size_limit(LARGEST_PATTERN).build();
-    built.map_err(|error| Rejected(error.to_string().replace('\n', " ")))
-}
-
-/// A text, or of a data URL its type alone: media are long, and no text.
-pub(super) fn without_media(text: &str) -> Cow<'_, str> {
-    let head = &text[..text.floor_char_boundary(text.len().min(MEDIA_HEAD))];
-    match head.split_once(";base64,") {
-        Some((kind, _)) if kind.starts_with("data:") => Cow::Owned(format!("{kind};base64,[left out]")),
-        _ => Cow::Borrowed(text),
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::meter::{Form, Meter};
+use crate::schema::Document;
 
 fn policy(most: usize, patterns: &[&str]) -> Arc<Policy> {
     let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
@@ -7,12 +8,16 @@ fn policy(most: usize, patterns: &[&str]) -> Arc<Policy> {
 }
 
 fn told(most: usize, patterns: &[&str], body: &Value, answer: Option<&Value>) -> Told {
-    let transcript = Transcript::of(&policy(most, patterns), body).unwrap();
+    tell(&Transcript::of(&policy(most, patterns), body).unwrap(), answer)
+}
+
+fn tell(transcript: &Transcript, answer: Option<&Value>) -> Told {
     let mut meter = Meter::new(Form::Json, false);
     meter.listen(transcript.answer_bytes());
     let mut answer = answer.map(|answer| answer.to_string().into());
     meter.observe(&mut answer, true);
-    Telling { asked: &transcript, said: meter.said() }.tell()
+    let finish = meter.finish();
+    Telling { asked: transcript, said: meter.said(), finish }.tell()
 }
 
 fn input(told: &Told) -> Value {
@@ -70,7 +75,7 @@ fn every_api_asks_in_its_own_words() {
     let list = told(4096, &[], &json!({"input": ["a", "b"]}), None);
     assert_eq!(texts(&input(&list)), "a|b");
     let rank = told(4096, &[], &json!({"query": {"text": "q"}, "passages": [{"text": "p1"}, {"text": "p2"}]}), None);
-    assert_eq!(texts(&input(&rank)), "q|p1|p2");
+    assert_eq!(texts(&input(&rank)), "p1|p2|q");
     let message =
         told(4096, &[], &json!({"system": "Be kind.", "messages": [{"role": "user", "content": "hi"}]}), None);
     assert_eq!(message.system.as_deref(), Some(r#"[{"content":"Be kind.","type":"text"}]"#));
@@ -89,10 +94,131 @@ fn the_oldest_is_left_out_first() {
     let shown = input(&told);
     assert_eq!(texts(&shown), "message 0|message 095|message 096|message 097|message 098|message 099", "{shown}");
     assert!(told.is_cut);
-    let long = "wörd ".repeat(100_000);
+    let long = "wörd ".repeat(5_000);
     let told = self::told(256, &[], &json!({ "prompt": long }), None);
     let text = texts(&input(&told));
     assert!(text.len() <= 256 && text.starts_with("wörd wörd") && told.is_cut, "{text}");
+    // Neither a long system prompt nor long passages leave no room for what is asked.
+    let body = json!({"system": long, "messages": [{"role": "user", "content": "and?"}]});
+    assert_eq!(texts(&input(&self::told(256, &[], &body, None))), "and?");
+    let body = json!({"query": {"text": "and?"}, "passages": [{"text": long}]});
+    assert!(texts(&input(&self::told(256, &[], &body, None))).ends_with("|and?"));
+}
+
+#[test]
+fn what_a_cut_went_through_is_not_shown() {
+    // Much that is blacked out makes room for the end of what was kept, where a secret may be cut in two.
+    let most = 4096;
+    let newest = "Ab1/".repeat(1_500);
+    for older in ["x postgres://admin:Super", "x AB1234"] {
+        let (head, secret) = older.split_at(2);
+        // So that what is kept ends in the secret.
+        let left = kept(most) - newest.len() - 4 * 16 - secret.len();
+        let older = format!("{}{secret}Secret56@db and more", head.repeat(left / 2));
+        let body = json!({"messages": [{"role": "user", "content": older}, {"role": "user", "content": newest}]});
+        let told = told(most, &["AB[0-9]{6}"], &body, None);
+        let text = texts(&input(&told));
+        assert!(told.is_cut && !text.contains("Super") && !text.contains("AB12"), "{text}");
+    }
+    // Many small parts cost room too, but not that of the margin.
+    let mut messages: Vec<Value> = (0..260).map(|_| json!({"role": "user", "content": "ok"})).collect();
+    messages.insert(0, json!({"role": "user", "content": format!("{}nvapi-{}", "x ".repeat(1000), "a".repeat(4000))}));
+    let told = told(most, &[], &json!({ "messages": messages }), None);
+    assert!(told.is_cut && !told.input.unwrap().contains("nvapi"));
+}
+
+#[test]
+fn of_a_text_that_is_known_by_its_ends_the_head_is_shown() {
+    let body = json!({"prompt": format!("{}TAIL", "word ".repeat(50_000))}).to_string();
+    let document = Document::parse(body.as_bytes()).unwrap();
+    let told = told(16_384, &[], &document.value, None);
+    let text = texts(&input(&told));
+    assert!(told.is_cut && text.starts_with("word word") && !text.contains("TAIL"), "{text}");
+}
+
+#[test]
+fn what_has_many_parts_is_bounded_too() {
+    let call = json!({"function": {"name": "", "arguments": ""}});
+    let calls: Vec<Value> = (0..100_000).map(|_| call.clone()).collect();
+    let empty = json!({"role": "tool", "tool_call_id": "", "content": ""});
+    let results: Vec<Value> = (0..100_000).map(|_| empty.clone()).collect();
+    let texts: Vec<Value> = (0..100_000).map(|_| json!("")).collect();
+    for body in [
+        json!({"messages": [{"role": "assistant", "content": null, "tool_calls": calls}]}),
+        json!({ "messages": results }),
+        json!({ "input": texts }),
+    ] {
+        let policy = policy(4096, &[]);
+        let Some(transcript) = Transcript::of(&policy, &body) else { continue };
+        let parts: usize = transcript.asked.messages.iter().map(|message| message.parts.len()).sum();
+        assert!(parts <= kept(4096) / 16 && transcript.asked.is_cut, "{parts}");
+    }
+}
+
+#[test]
+fn every_pool_has_a_say() {
+    let mut transcript = Transcript::of(&policy(4096, &["red"]), &json!({"prompt": "red and blue and long"})).unwrap();
+    transcript.also(&policy(24, &["blue"]));
+    let told = tell(&transcript, None);
+    assert_eq!(texts(&input(&told)), "[redacted] and [redacted");
+    assert!(told.is_cut);
+}
+
+#[test]
+fn what_is_asked_is_told_as_it_was_meant() {
+    let parts = |message: Value| {
+        let mut body = json!({"messages": [{"role": "user"}]});
+        body["messages"][0].as_object_mut().unwrap().extend(message.as_object().unwrap().clone());
+        input(&told(4096, &[], &body, None))[0]["parts"].clone()
+    };
+    let text = |text: &str| json!([{"type": "text", "content": text}]);
+    assert_eq!(parts(json!({"content": "hi", "tool_call_id": null})), text("hi"));
+    assert_eq!(parts(json!({"content": [{"text": "a passage", "source": "wiki"}]})), text("a passage"));
+    assert_eq!(
+        parts(json!({"content": "data:text/plain;base64,SGk= please decode"}))[0]["content"],
+        "data:text/plain;base64,[left out] please decode"
+    );
+    let called = json!([{"type": "tool_call", "id": "", "name": "f", "arguments": "{\"a\":1}"}]);
+    assert_eq!(parts(json!({"content": null, "function_call": {"name": "f", "arguments": {"a": 1}}})), called);
+    assert_eq!(
+        parts(json!({"content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\":1}"}}]})),
+        called
+    );
+    let document = parts(json!({"content": [{"type": "document", "source": {"type": "base64", "data": "AAAA"}}]}));
+    assert_eq!(document, json!([{"type": "uri", "modality": "document", "uri": "data:;base64,[left out]"}]));
+    let item = json!({"input": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}], "content": null},
+        {"type": "function_call_output", "call_id": "c", "output": "done"}], "system": null, "instructions": "Be kind."});
+    let told = told(4096, &[], &item, None);
+    assert_eq!(
+        input(&told),
+        json!([{"role": "assistant", "parts": [{"type": "reasoning", "content": "hm"}]},
+            {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c", "response": "done"}]}])
+    );
+    assert!(told.system.unwrap().contains("Be kind."));
+}
+
+#[test]
+fn reasons_are_those_of_the_conventions() {
+    for (answer, wanted) in [
+        (json!({"choices": [{"message": {"content": "x"}, "finish_reason": "tool_calls"}]}), "tool_call"),
+        (json!({"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}), "content_filter"),
+        (json!({"choices": [{"message": {"content": "y".repeat(20_000)}, "finish_reason": "length"}]}), "length"),
+        (
+            json!({"output": [{"type": "message", "content": [{"type": "output_text", "text": "x"}]}], "status": "completed"}),
+            "stop",
+        ),
+        (
+            json!({"output": [{"type": "message", "content": [{"type": "output_text", "text": "x"}]}], "status": "incomplete",
+            "incomplete_details": {"reason": "max_output_tokens"}}),
+            "length",
+        ),
+        (json!({"content": [{"type": "text", "text": "x"}], "stop_reason": "end_turn"}), "stop"),
+        (json!({"choices": [{"message": {"content": "x"}}]}), "unknown"),
+    ] {
+        let told = told(4096, &[], &json!({"prompt": "x"}), Some(&answer));
+        let output: Value = serde_json::from_str(told.output.as_deref().unwrap()).unwrap();
+        assert_eq!(output[0]["finish_reason"], wanted);
+    }
 }
 
 #[test]
@@ -100,24 +226,63 @@ fn secrets_are_blacked_out() {
     let shown = |text: &str, patterns: &[&str]| texts(&input(&told(4096, patterns, &json!({ "prompt": text }), None)));
     for (text, wanted) in [
         ("my key is nvapi-AbC_123-xyzxyz, ok?", "my key is [redacted], ok?"),
+        ("我的密钥是nvapi-AbCdEf0123456789", "我的密钥是[redacted]"),
         ("ngk_team_0123456789abcdef", "[redacted]"),
-        ("use sk-proj-0123456789 now", "use [redacted] now"),
+        ("use sk-proj-0123456789abcdefgh now", "use [redacted] now"),
+        (r"A=1\nnvapi-AbCdEf0123456789", r"A=1\n[redacted]"),
+        ("k%3Dnvapi-AbCdEf0123456789", "k%3D[redacted]"),
         ("AKIAIOSFODNN7EXAMPLE", "[redacted]"),
-        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer [redacted]"),
+        ("STRIPE=sk_live_0123456789ab", "STRIPE=[redacted]"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: [redacted]"),
+        ("Authorization: Token 0123", "Authorization: [redacted]"),
+        ("send bearer 0123456789abcdef!", "send bearer [redacted]!"),
+        ("Cookie: sid=1; a=b", "Cookie: [redacted]"),
         ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJSM", "[redacted]"),
         ("password = hunter2; then", "password = [redacted]; then"),
+        ("密码password: hunter2", "密码password: [redacted]"),
         (r#"{"aws_secret_access_key": "a b/c", "x": 1}"#, r#"{"aws_secret_access_key": [redacted], "x": 1}"#),
+        (r#"{"body":"{\"password\":\"hunter2\"}"}"#, r#"{"body":"{\"password\":[redacted]}"}"#),
+        (r#"{"cmd":"export DB_PASSWORD=\"hunter2\""}"#, r#"{"cmd":"export DB_PASSWORD=[redacted]"}"#),
+        ("**Password:** hunter2", "**Password:** [redacted]"),
+        ("password := \"hunter2\"", "password := [redacted]"),
+        ("'password' => 'hunter2'", "'password' => [redacted]"),
+        (r#""token": ["abc"]"#, r#""token": [[redacted]]"#),
+        (r#""password":"hun\"ter2""#, r#""password":[redacted]"#),
+        ("`password`: `hunter2`", "`password`: [redacted]"),
+        ("SECRET_KEY = \"a\", secretKey: b", "SECRET_KEY = [redacted], secretKey: [redacted]"),
+        ("API key: abc def", "API key: [redacted] def"),
+        ("AccountKey=abc==;x", "AccountKey=[redacted];x"),
+        ("sv=2020&sig=abc%3D&se=1", "sv=2020&sig=[redacted]&se=1"),
         (
             "s3://me:pw@host/a see https://h.example/x?sig=1&b=2 .",
             "s3://[redacted]@host/a see https://h.example/x?[redacted] .",
         ),
+        (
+            "HTTPS://u:p@h/x?X-Amz-Signature=1 postgres://u:p/ss@host",
+            "HTTPS://[redacted]@h/x?[redacted] postgres://[redacted]@host",
+        ),
+        (r"https:\/\/b\/a?X-Amz-Signature=1", r"https:\/\/b\/a?[redacted]"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\nend", "[redacted]\nend"),
         ("-----BEGIN PRIVATE KEY-----\nMIIE", "[redacted]"),
+        ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nx", "[redacted]"),
         ("data:video/mp4;base64,AAAA", "data:video/mp4;base64,[left out]"),
+        ("see data:video/mp4;base64,AAAA and", "see data:video/mp4;base64,[left out] and"),
+        // And nothing of what people write.
         ("a skeleton of tokens and keys", "a skeleton of tokens and keys"),
+        (
+            "max_tokens: 5, tokens=5, a basic understanding of physics",
+            "max_tokens: 5, tokens=5, a basic understanding of physics",
+        ),
+        (
+            "ASIA-Pacific hf_hub_download sk-learn-contrib bearer certificates",
+            "ASIA-Pacific hf_hub_download sk-learn-contrib bearer certificates",
+        ),
+        ("https://www.npmjs.com/package/@scope/x", "https://www.npmjs.com/package/@scope/x"),
     ] {
         assert_eq!(shown(text, &[]), wanted);
     }
+    let wrapped = format!("{}\n", "Ab1/".repeat(19)).repeat(5);
+    assert_eq!(shown(&format!("see {wrapped}end"), &[]), "see [base64]");
     assert_eq!(shown(&format!("see {}==", "Ab1/".repeat(100)), &[]), "see [base64]");
     assert_eq!(shown("customer AB123456 called", &[r"\b[A-Z]{2}\d{6}\b"]), "customer [redacted] called");
     // One that the bound would cut in two is whole when it is looked for.

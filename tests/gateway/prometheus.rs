@@ -193,8 +193,7 @@ async fn ten_thousand_callers_and_models_keep_the_page_small() {
         (0..MANY).map(|at| format!("  - {{id: m-{at}, backend_model: nvidia/nv-embedqa-e5-v5}}\n")).collect();
     let key = |at: usize| format!("ngk_k{at}_0123456789abcdef");
     let setup = (0..MANY).fold(Gateway::setup(), |setup, at| setup.key(&key(at), "scopes: ['*']"));
-    let gateway =
-        setup.pool("many", "nim-embedding", &format!("models:\n{models}"), &[&backend.url()]).start().await;
+    let gateway = setup.pool("many", "nim-embedding", &format!("models:\n{models}"), &[&backend.url()]).start().await;
     let gateway = &gateway;
     let asks = (0..MANY).map(|at| async move {
         let body = json!({"model": format!("m-{at}"), "input": ["a"], "input_type": "query"});

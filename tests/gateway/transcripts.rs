@@ -98,7 +98,7 @@ async fn prompts_and_answers_are_in_spans_where_a_pool_says_so_and_nowhere_else(
 
 #[tokio::test]
 async fn both_pools_of_a_request_have_a_say() {
-    for far in ["", "\ntranscripts: {}"] {
+    for far in ["", "\ntranscripts: {redact: [hello]}"] {
         let (collector, backend) = (Collector::start().await, simulator(Kind::Llm).await);
         let near = format!(
             "{MODEL}\ntranscripts: {{}}\nspill: {{to: [far]}}\nhealth: {{enabled: false}}\nretry: {{attempts: 1}}"
@@ -116,6 +116,7 @@ async fn both_pools_of_a_request_have_a_say() {
         let span = server_span(&collector, "s").await;
         assert_eq!(value(&span.attributes, names::GEN_AI_INPUT).is_some(), !far.is_empty());
         assert_eq!(value(&span.attributes, names::GEN_AI_OUTPUT).is_some(), !far.is_empty());
+        assert!(!text(&span.attributes, names::GEN_AI_INPUT).contains("hello"), "the second pool blacks it out");
     }
 }
 

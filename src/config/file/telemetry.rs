@@ -12,7 +12,7 @@ section! {
     /// Prompts and answers of a pool's requests, in the spans of its requests and nowhere else.
     Transcripts {
         /// Bytes of text of a prompt that are sent, and of an answer.
-        #[schemars(range(min = 64, max = 32_768))]
+        #[schemars(range(min = 64, max = 16_384))]
         max_bytes: usize = 4096,
         /// Regular expressions; what they match is blacked out, beside what always is.
         #[schemars(length(max = 64))]
