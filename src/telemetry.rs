@@ -16,7 +16,7 @@ pub mod process;
 pub mod table;
 
 use histogram::Histogram;
-use metric::{Counter, Family, Names, Reading};
+use metric::{Counter, Family, Kept, Labelled, Names, Reading};
 use page::Format;
 
 /// What is counted, and how many names of a kind have series of their own.
@@ -85,9 +85,36 @@ pub struct Ended<'a> {
     pub seen_in: Option<(u128, u64)>,
 }
 
+/// The series that requests of one kind add to, found together. All that their labels are made of tells the kind from
+/// others. Pairs are of both directions.
+#[derive(Default)]
+struct Kind {
+    requests: Kept<Counter>,
+    duration: Kept<Histogram>,
+    first_byte: Kept<Histogram>,
+    overhead: Kept<Histogram>,
+    bytes: [Kept<Counter>; 2],
+    tokens: [Kept<Counter>; 2],
+    spend: Kept<Counter>,
+    operation_duration: Kept<Histogram>,
+    first_chunk: Kept<Histogram>,
+    token_usage: [Kept<Histogram>; 2],
+}
+
+/// The series that requests of one caller with one result add to, found together. They are apart from those of kinds,
+/// for there are as many of both as kinds and callers, and not as many as each kind by each caller.
+#[derive(Default)]
+struct Account {
+    requests: Kept<Counter>,
+    tokens: [Kept<Counter>; 2],
+    spend: Kept<Counter>,
+}
+
 /// The instruments.
 pub struct Telemetry {
     bounds: Bounds,
+    kinds: Labelled<Kind>,
+    accounts: Labelled<Account>,
     callers: Names,
     models: Names,
     endpoints: Names,
@@ -129,6 +156,8 @@ impl Telemetry {
         std::sync::LazyLock::force(&process::BEGUN);
         Self {
             bounds,
+            kinds: Labelled::new(table::REQUESTS.most),
+            accounts: Labelled::new(table::CALLER_REQUESTS.most),
             callers: Names::new(bounds.callers),
             models: Names::new(bounds.models),
             endpoints: Names::new(bounds.endpoints),
@@ -182,24 +211,74 @@ impl Telemetry {
         }
         let mut digits = [0; 3];
         let status = status_text(ended.status, &mut digits);
+        let model = self.models.bounded(ended.model);
+        let Ended { api, operation, pool, error, blame, .. } = *ended;
+        let asked = ended.gen_ai.unwrap_or_default();
+        let labels = [api, operation, pool, status, error, blame, model, asked, source(ended)];
+        self.kinds.on_or_fresh(&labels, |kind| {
+            let labels = [api, operation, pool, status, error, blame];
+            kind.requests.on(&self.requests, &labels, |counter| counter.add(1));
+            self.end_of_kind(ended, kind);
+            self.end_inference(ended, kind, model);
+        });
+        self.end_rarities(ended);
+        self.end_for_caller(ended);
+    }
+
+    fn end_of_kind(&self, ended: &Ended<'_>, kind: &Kind) {
         let Ended { pool, operation, seen_in, .. } = *ended;
-        let one = |counter: &Counter| counter.add(1);
-        let time = |family: &Family<Histogram>, labels: &[&str], time: Duration| {
-            family.on(labels, |histogram| histogram.observe(time.as_secs_f64(), seen_in));
+        let time = |series: &Kept<Histogram>, family: &Family<Histogram>, labels: &[&str], time: Duration| {
+            series.on(family, labels, |histogram| histogram.observe(time.as_secs_f64(), seen_in));
         };
-        self.requests.on(&[ended.api, operation, pool, status, ended.error, ended.blame], one);
-        time(&self.duration, &[pool, operation], ended.total);
-        ended.first_byte.iter().for_each(|first| time(&self.first_byte, &[pool, operation], *first));
-        ended.overhead.iter().for_each(|overhead| time(&self.overhead, &[pool], *overhead));
-        for (direction, bytes) in [("request", ended.request_bytes), ("response", ended.response_bytes)] {
+        time(&kind.duration, &self.duration, &[pool, operation], ended.total);
+        if let Some(first) = ended.first_byte {
+            time(&kind.first_byte, &self.first_byte, &[pool, operation], first);
+        }
+        if let Some(overhead) = ended.overhead {
+            time(&kind.overhead, &self.overhead, &[pool], overhead);
+        }
+        let bytes = [("request", ended.request_bytes), ("response", ended.response_bytes)];
+        for (series, (direction, bytes)) in kind.bytes.iter().zip(bytes) {
             if bytes > 0 {
-                self.bytes.on(&[pool, direction], |counter| counter.add(bytes as u64));
+                series.on(&self.bytes, &[pool, direction], |counter| counter.add(bytes as u64));
             }
         }
+    }
+
+    fn end_inference(&self, ended: &Ended<'_>, kind: &Kind, model: &str) {
+        let Ended { pool, seen_in, .. } = *ended;
+        for (series, (direction, tokens)) in kind.tokens.iter().zip(tokens(ended)) {
+            series.on(&self.tokens, &[pool, model, direction, source(ended)], |counter| counter.add(tokens));
+        }
+        if let Some(spend) = ended.spend {
+            kind.spend.on(&self.spend, &[pool, model], |counter| counter.add(spend));
+        }
+        // What never reached a pool is no operation of a model.
+        let Some(operation) = ended.gen_ai.filter(|_| !pool.is_empty()) else { return };
+        let labels = [operation, names::PROVIDER, model, pool];
+        let time = |series: &Kept<Histogram>, family: &Family<Histogram>, time: Duration| {
+            series.on(family, &labels, |histogram| histogram.observe(time.as_secs_f64(), seen_in));
+        };
+        time(&kind.operation_duration, &self.operation_duration, ended.total);
+        if let Some(first) = ended.first_chunk {
+            time(&kind.first_chunk, &self.first_chunk, first);
+        }
+        for (series, (direction, tokens)) in kind.token_usage.iter().zip(tokens(ended)) {
+            let labels = [operation, names::PROVIDER, model, direction, pool];
+            series.on(&self.token_usage, &labels, |histogram| histogram.observe(tokens as f64, seen_in));
+        }
+    }
+
+    /// What few requests have.
+    fn end_rarities(&self, ended: &Ended<'_>) {
+        let Ended { pool, seen_in, .. } = *ended;
+        let one = |counter: &Counter| counter.add(1);
         if ended.attempts > 1 {
             self.retries.on(&[pool], |counter| counter.add(u64::from(ended.attempts - 1)));
         }
-        ended.queued.iter().for_each(|queued| time(&self.queue_wait, &[pool], *queued));
+        if let Some(queued) = ended.queued {
+            self.queue_wait.on(&[pool], |histogram| histogram.observe(queued.as_secs_f64(), seen_in));
+        }
         if let Some((from, reason)) = ended.spill {
             self.spills.on(&[from, pool, reason], one);
         }
@@ -210,36 +289,6 @@ impl Telemetry {
             self.cache_requests.on(&[pool, result], one);
             for (result, items) in [("hit", hits), ("miss", misses)] {
                 self.cache_items.on(&[pool, result], |counter| counter.add(items as u64));
-            }
-        }
-        self.end_inference(ended);
-        self.end_for_caller(ended);
-    }
-
-    fn end_inference(&self, ended: &Ended<'_>) {
-        let Ended { pool, seen_in, .. } = *ended;
-        let model = self.models.bounded(ended.model);
-        if let Some((input, output, is_stated)) = ended.tokens {
-            let source = if is_stated { "stated" } else { "counted" };
-            for (direction, tokens) in [("input", input), ("output", output)] {
-                self.tokens.on(&[pool, model, direction, source], |counter| counter.add(tokens));
-            }
-        }
-        if let Some(spend) = ended.spend {
-            self.spend.on(&[pool, model], |counter| counter.add(spend));
-        }
-        // What never reached a pool is no operation of a model.
-        let Some(operation) = ended.gen_ai.filter(|_| !pool.is_empty()) else { return };
-        let labels = [operation, names::PROVIDER, model, pool];
-        let time = |family: &Family<Histogram>, time: Duration| {
-            family.on(&labels, |histogram| histogram.observe(time.as_secs_f64(), seen_in));
-        };
-        time(&self.operation_duration, ended.total);
-        ended.first_chunk.iter().for_each(|first| time(&self.first_chunk, *first));
-        if let Some((input, output, _)) = ended.tokens {
-            for (kind, tokens) in [("input", input), ("output", output)] {
-                let labels = [operation, names::PROVIDER, model, kind, pool];
-                self.token_usage.on(&labels, |histogram| histogram.observe(tokens as f64, seen_in));
             }
         }
     }
@@ -254,15 +303,16 @@ impl Telemetry {
             Some(("hit", ..)) => "cached",
             _ => "good",
         };
-        self.caller_requests.on(&[org, team, key, result], |counter| counter.add(1));
-        if let Some((input, output, _)) = ended.tokens {
-            for (direction, tokens) in [("input", input), ("output", output)] {
-                self.caller_tokens.on(&[org, team, key, direction], |counter| counter.add(tokens));
+        let labels = [org, team, key, result];
+        self.accounts.on_or_fresh(&labels, |account| {
+            account.requests.on(&self.caller_requests, &labels, |counter| counter.add(1));
+            for (series, (direction, tokens)) in account.tokens.iter().zip(tokens(ended)) {
+                series.on(&self.caller_tokens, &[org, team, key, direction], |counter| counter.add(tokens));
             }
-        }
-        if let Some(spend) = ended.spend {
-            self.caller_spend.on(&[org, team, key], |counter| counter.add(spend));
-        }
+            if let Some(spend) = ended.spend {
+                account.spend.on(&self.caller_spend, &[org, team, key], |counter| counter.add(spend));
+            }
+        });
     }
 
     /// The callers that have a name here: organisation, team and key.
@@ -393,6 +443,16 @@ impl Pieces {
     }
 }
 
+/// A request's tokens by their direction, if they are known.
+fn tokens(ended: &Ended<'_>) -> impl Iterator<Item = (&'static str, u64)> {
+    ended.tokens.into_iter().flat_map(|(input, output, _)| [("input", input), ("output", output)])
+}
+
+/// Who counted a request's tokens, as a label.
+fn source(ended: &Ended<'_>) -> &'static str {
+    if matches!(ended.tokens, Some((.., false))) { "counted" } else { "stated" }
+}
+
 /// A status as a label: its digits where it has a name, `other` where a backend made one up, `none` for no answer.
 fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
     if status == 0 {
@@ -408,6 +468,8 @@ fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const BOUNDS: Bounds = Bounds { counts: true, callers: 3, models: 3, endpoints: 3 };
@@ -449,6 +511,111 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line}\n{page}");
         }
+    }
+
+    /// How many requests there are by error, by key and by direction of tokens.
+    fn numbers(telemetry: &Telemetry) -> Vec<(Vec<String>, f64)> {
+        let shown = ["nimgate.requests", "nimgate.caller.requests", "nimgate.tokens"];
+        let readings = telemetry.readings();
+        let points = readings.iter().filter(|r| shown.contains(&r.metric.name)).flat_map(|r| &r.points);
+        let number = |value: &metric::Value| match value {
+            metric::Value::Number(number) => *number,
+            metric::Value::Spread(_) => f64::NAN,
+        };
+        points.map(|p| (p.labels.iter().map(ToString::to_string).collect(), number(&p.value))).collect()
+    }
+
+    fn mixed(error: usize) -> Ended<'static> {
+        Ended {
+            gen_ai: Some("chat"),
+            pool: "p",
+            caller: Some(["o", "t", ["k", "l"][error % 2]]),
+            error: ["", "a", "b", "c", "d"][error],
+            total: Duration::from_millis(1),
+            tokens: Some((1, 2, error == 0)),
+            ..Ended::default()
+        }
+    }
+
+    #[test]
+    fn requests_beyond_the_bound_of_what_is_kept_count_the_same() {
+        let (kept, mut unkept) = (telemetry(), telemetry());
+        unkept.kinds = Labelled::new(2);
+        unkept.accounts = Labelled::new(1);
+        for telemetry in [&kept, &unkept] {
+            (0..50).for_each(|at| telemetry.end(&mixed(at % 5)));
+        }
+        assert_eq!(numbers(&kept), numbers(&unkept));
+        let total =
+            |start: &str| -> f64 { numbers(&unkept).iter().filter(|(l, _)| l[0] == start).map(|(_, n)| n).sum() };
+        // Requests have no API here; those of callers begin with the organisation, tokens with the pool.
+        assert_eq!([total(""), total("o"), total("p")], [50.0, 50.0, 150.0]);
+        let duration = |telemetry: &Telemetry| {
+            page(telemetry).contains(r#"nimgate_request_duration_seconds_count{pool="p",operation=""} 50"#)
+        };
+        assert!(duration(&kept) && duration(&unkept));
+    }
+
+    #[test]
+    fn requests_that_differ_in_one_label_have_series_of_their_own() {
+        let plain = || mixed(0);
+        let others = [
+            Ended { api: "x", ..plain() },
+            Ended { operation: "x", ..plain() },
+            Ended { gen_ai: Some("x"), ..plain() },
+            Ended { gen_ai: None, ..plain() },
+            Ended { pool: "x", ..plain() },
+            Ended { caller: Some(["x", "t", "k"]), ..plain() },
+            Ended { caller: Some(["o", "x", "k"]), ..plain() },
+            Ended { caller: Some(["o", "t", "x"]), ..plain() },
+            Ended { caller: None, ..plain() },
+            Ended { status: 400, ..plain() },
+            Ended { error: "x", ..plain() },
+            Ended { blame: "x", ..plain() },
+            Ended { is_refused: true, ..plain() },
+            Ended { cache: Some(("hit", 1, 0)), ..plain() },
+            Ended { model: "x", ..plain() },
+            Ended { tokens: Some((1, 2, false)), ..plain() },
+        ];
+        let series = |requests: &[&Ended<'_>]| -> BTreeSet<(&str, Vec<Arc<str>>)> {
+            let telemetry = telemetry();
+            requests.iter().for_each(|ended| telemetry.end(ended));
+            let readings = telemetry.readings().into_iter();
+            readings.flat_map(|r| r.points.into_iter().map(move |p| (r.metric.name, p.labels))).collect()
+        };
+        let first = plain();
+        for other in &others {
+            // Together they have the series that each has alone.
+            let (before, both) = (series(&[&first]), series(&[&first, other]));
+            assert_eq!(both, before.union(&series(&[other])).cloned().collect());
+        }
+    }
+
+    #[test]
+    fn what_a_request_has_not_is_not_on_the_page() {
+        let telemetry = telemetry();
+        let missing = ["first_byte", "overhead", "body", "tokens", "spend", "caller", "gen_ai"];
+        let series = |page: &str, word: &str| page.lines().any(|line| !line.starts_with('#') && line.contains(word));
+        telemetry.end(&Ended { pool: "p", model: "m", ..Ended::default() });
+        let before = page(&telemetry);
+        assert!(series(&before, "nimgate_requests_total") && series(&before, "nimgate_request_duration"));
+        assert_eq!(missing.map(|word| series(&before, word)), [false; 7], "{before}");
+        // The same kind of request, and now with all of it.
+        telemetry.end(&Ended {
+            overhead: Some(Duration::ZERO),
+            first_byte: Some(Duration::ZERO),
+            request_bytes: 1,
+            caller: Some(["o", "t", "k"]),
+            gen_ai: Some("chat"),
+            tokens: Some((1, 1, true)),
+            spend: Some(1),
+            pool: "p",
+            model: "m",
+            ..Ended::default()
+        });
+        let after = page(&telemetry);
+        assert_eq!(missing.map(|word| series(&after, word)), [true; 7], "{after}");
+        assert!(!after.contains(r#"direction="response""#), "{after}");
     }
 
     #[test]

@@ -45,43 +45,118 @@ pub struct Metric {
     pub help: &'static str,
 }
 
-/// Names that clients or the outside make up, of which the first so many stand for themselves.
-pub struct Names {
+/// Labels in one piece of memory, so that to compare them touches one place. Each stands after its length, so that no
+/// two lists of labels are the same here, whatever characters they hold.
+struct Joined(Box<[u8]>);
+
+impl Joined {
+    fn of(labels: &[&str]) -> Self {
+        Self(labels.iter().flat_map(|label| label.len().to_ne_bytes().into_iter().chain(label.bytes())).collect())
+    }
+
+    fn is(&self, labels: &[&str]) -> bool {
+        let after =
+            |rest, label: &&str| <[u8]>::strip_prefix(rest, &label.len().to_ne_bytes())?.strip_prefix(label.as_bytes());
+        labels.iter().try_fold(&*self.0, after).is_some_and(<[u8]>::is_empty)
+    }
+
+    fn split(&self) -> Vec<Arc<str>> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(|| {
+            let (length, after) = rest.split_first_chunk()?;
+            let (label, after) = after.split_at_checked(usize::from_ne_bytes(*length))?;
+            rest = after;
+            Some(Arc::from(&*String::from_utf8_lossy(label)))
+        })
+        .collect()
+    }
+}
+
+struct Entry<V> {
+    hash: u64,
+    labels: Joined,
+    value: Arc<V>,
+}
+
+/// Values by their labels: never more than a bound, and none is ever removed.
+pub struct Labelled<V> {
     most: usize,
     hasher: DefaultHashBuilder,
-    known: ArcSwap<HashTable<Arc<str>>>,
+    entries: ArcSwap<HashTable<Arc<Entry<V>>>>,
+    /// Held while a value is made.
     growing: Mutex<()>,
 }
+
+impl<V> Labelled<V> {
+    /// None yet, and never more than these.
+    pub fn new(most: usize) -> Self {
+        let entries = ArcSwap::from_pointee(HashTable::new());
+        Self { most, hasher: DefaultHashBuilder::default(), entries, growing: Mutex::default() }
+    }
+
+    /// Does something with the value of these labels, which is made if there is none yet, or with nothing where that
+    /// would be one too many.
+    pub fn on<T>(&self, labels: &[&str], new: impl FnOnce() -> V, act: impl FnOnce(Option<&Arc<V>>) -> T) -> T {
+        let hash = self.hasher.hash_one(labels);
+        let entries = self.entries.load();
+        let made;
+        let value = match find(&entries, hash, labels) {
+            Some(value) => Some(value),
+            None if entries.len() >= self.most => None,
+            None => {
+                made = self.made(hash, labels, new);
+                made.as_ref()
+            }
+        };
+        act(value)
+    }
+
+    fn made(&self, hash: u64, labels: &[&str], new: impl FnOnce() -> V) -> Option<Arc<V>> {
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries.load();
+        if let Some(value) = find(&entries, hash, labels) {
+            return Some(Arc::clone(value));
+        }
+        if entries.len() >= self.most {
+            return None;
+        }
+        let value = Arc::new(new());
+        let entry = Entry { hash, labels: Joined::of(labels), value: Arc::clone(&value) };
+        let mut larger = HashTable::clone(&entries);
+        larger.insert_unique(hash, Arc::new(entry), |entry| entry.hash);
+        self.entries.store(Arc::new(larger));
+        Some(value)
+    }
+}
+
+impl<V: Default> Labelled<V> {
+    /// Does something with the value of these labels; where that would be one too many, with one that nobody keeps.
+    pub fn on_or_fresh<T>(&self, labels: &[&str], act: impl FnOnce(&V) -> T) -> T {
+        self.on(labels, V::default, |value| match value {
+            Some(value) => act(value),
+            None => act(&V::default()),
+        })
+    }
+}
+
+fn find<'a, V>(entries: &'a HashTable<Arc<Entry<V>>>, hash: u64, labels: &[&str]) -> Option<&'a Arc<V>> {
+    let entry = entries.find(hash, |entry| entry.hash == hash && entry.labels.is(labels));
+    entry.map(|entry| &entry.value)
+}
+
+/// Names that clients or the outside make up, of which the first so many stand for themselves.
+pub struct Names(Labelled<()>);
 
 impl Names {
     /// None yet, and never more than these.
     pub fn new(most: usize) -> Self {
-        let known = ArcSwap::from_pointee(HashTable::new());
-        Self { most, hasher: DefaultHashBuilder::default(), known, growing: Mutex::default() }
+        Self(Labelled::new(most))
     }
 
     /// The name itself, or [`OTHER`] where there are too many.
     pub fn bounded<'a>(&self, name: &'a str) -> &'a str {
-        let hash = self.hasher.hash_one(name);
-        let is_known = |table: &HashTable<Arc<str>>| table.find(hash, |known| **known == *name).is_some();
-        if name.is_empty() || is_known(&self.known.load()) {
-            return name;
-        }
-        if self.known.load().len() >= self.most {
-            return OTHER;
-        }
-        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = self.known.load();
-        if is_known(&known) {
-            return name;
-        }
-        if known.len() >= self.most {
-            return OTHER;
-        }
-        let mut larger = HashTable::clone(&known);
-        larger.insert_unique(hash, Arc::from(name), |known| self.hasher.hash_one(&**known));
-        self.known.store(Arc::new(larger));
-        name
+        let is_known = |known: Option<&Arc<()>>| known.is_some();
+        if name.is_empty() || self.0.on(&[name], || (), is_known) { name } else { OTHER }
     }
 }
 
@@ -186,18 +261,10 @@ impl Held for Histogram {
     }
 }
 
-struct Series<V> {
-    labels: Vec<Arc<str>>,
-    value: Arc<V>,
-}
-
 /// The series of a metric, by their labels.
 pub struct Family<V> {
     metric: &'static Metric,
-    hasher: DefaultHashBuilder,
-    table: ArcSwap<HashTable<Arc<Series<V>>>>,
-    /// Held while a series is made.
-    growing: Mutex<()>,
+    series: Labelled<V>,
     /// What series beyond the bound share.
     other: OnceLock<Arc<V>>,
 }
@@ -205,25 +272,17 @@ pub struct Family<V> {
 impl<V: Held> Family<V> {
     /// No series yet.
     pub fn new(metric: &'static Metric) -> Self {
-        let table = ArcSwap::from_pointee(HashTable::new());
-        Self { metric, hasher: DefaultHashBuilder::default(), table, growing: Mutex::default(), other: OnceLock::new() }
+        Self { metric, series: Labelled::new(metric.most), other: OnceLock::new() }
     }
 
     /// Does something with the series of these labels.
     pub fn on<T>(&self, labels: &[&str], act: impl FnOnce(&V) -> T) -> T {
-        let hash = self.hash(labels);
-        match self.table.load().find(hash, |series| is_of(series, labels)) {
-            Some(series) => act(&series.value),
-            None => act(&self.made(hash, labels)),
-        }
+        self.on_shared(labels, |series| act(series))
     }
 
     /// The series of these labels, to be kept by who adds to it often.
     pub fn of(&self, labels: &[&str]) -> Arc<V> {
-        let hash = self.hash(labels);
-        let found =
-            self.table.load().find(hash, |series| is_of(series, labels)).map(|series| Arc::clone(&series.value));
-        found.unwrap_or_else(|| self.made(hash, labels))
+        self.on_shared(labels, Arc::clone)
     }
 
     /// Whether series have been turned away.
@@ -233,14 +292,14 @@ impl<V: Held> Family<V> {
 
     /// The labels of all series.
     pub fn labels(&self) -> Vec<Vec<Arc<str>>> {
-        self.table.load().iter().map(|series| series.labels.clone()).collect()
+        self.series.entries.load().iter().map(|entry| entry.labels.split()).collect()
     }
 
     /// All series as they are now.
     pub fn read(&self) -> Reading {
         let point =
-            |series: &Arc<Series<V>>| Point { labels: series.labels.clone(), value: series.value.read(self.metric) };
-        let mut points: Vec<Point> = self.table.load().iter().map(point).collect();
+            |entry: &Arc<Entry<V>>| Point { labels: entry.labels.split(), value: entry.value.read(self.metric) };
+        let mut points: Vec<Point> = self.series.entries.load().iter().map(point).collect();
         points.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
         if let Some(other) = self.other.get() {
             let labels = self.metric.labels.iter().map(|_| Arc::from(OTHER)).collect();
@@ -249,36 +308,29 @@ impl<V: Held> Family<V> {
         Reading { points, ..Reading::new(self.metric) }
     }
 
-    fn hash(&self, labels: &[&str]) -> u64 {
-        self.hasher.hash_one(labels)
-    }
-
-    fn made(&self, hash: u64, labels: &[&str]) -> Arc<V> {
-        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = self.table.load();
-        if let Some(series) = table.find(hash, |series| is_of(series, labels)) {
-            return Arc::clone(&series.value);
-        }
-        if table.len() >= self.metric.most {
-            return Arc::clone(self.other.get_or_init(|| Arc::new(V::new(self.metric))));
-        }
-        let value = Arc::new(V::new(self.metric));
-        let series =
-            Series { labels: labels.iter().map(|label| Arc::from(*label)).collect(), value: Arc::clone(&value) };
-        let mut larger = HashTable::clone(&table);
-        larger.insert_unique(hash, Arc::new(series), |series| self.hash_of(series));
-        self.table.store(Arc::new(larger));
-        value
-    }
-
-    fn hash_of(&self, series: &Series<V>) -> u64 {
-        let labels: Vec<&str> = series.labels.iter().map(AsRef::as_ref).collect();
-        self.hash(&labels)
+    fn on_shared<T>(&self, labels: &[&str], act: impl FnOnce(&Arc<V>) -> T) -> T {
+        let new = || V::new(self.metric);
+        self.series.on(labels, new, |series| match series {
+            Some(series) => act(series),
+            None => act(self.other.get_or_init(|| Arc::new(new()))),
+        })
     }
 }
 
-fn is_of<V>(series: &Arc<Series<V>>, labels: &[&str]) -> bool {
-    series.labels.len() == labels.len() && series.labels.iter().zip(labels).all(|(own, asked)| **own == **asked)
+/// A series that is found when something is first added to it, and kept from then on. Until then it is not there.
+pub struct Kept<V>(OnceLock<Arc<V>>);
+
+impl<V> Default for Kept<V> {
+    fn default() -> Self {
+        Self(OnceLock::new())
+    }
+}
+
+impl<V: Held> Kept<V> {
+    /// Does something with the series of these labels, which have to be the same every time.
+    pub fn on<T>(&self, family: &Family<V>, labels: &[&str], act: impl FnOnce(&V) -> T) -> T {
+        act(self.0.get_or_init(|| family.of(labels)))
+    }
 }
 
 #[cfg(test)]
@@ -323,6 +375,57 @@ mod tests {
         let reading = (0..5).fold(Reading::new(&METRIC), |reading, i| reading.with(&[&i.to_string(), "y"], 1.0));
         assert_eq!(numbers(&reading).last(), Some(&(vec![OTHER, OTHER], 2.0)));
         assert_eq!(reading.points.len(), 4);
+    }
+
+    #[test]
+    fn labels_are_told_apart_whatever_they_hold() {
+        let lists: [&[&str]; 12] = [
+            &["a", "bc"],
+            &["ab", "c"],
+            &["abc"],
+            &["abc", ""],
+            &["", "abc"],
+            &["", ""],
+            &[""],
+            &[],
+            &["a\0", "b"],
+            &["a", "\0b"],
+            &["größe", "名前"],
+            &["größe名", "前"],
+        ];
+        let labelled = Labelled::<Counter>::new(lists.len());
+        for _ in 0..2 {
+            lists.iter().for_each(|labels| labelled.on_or_fresh(labels, |counter| counter.add(1)));
+        }
+        let entries = labelled.entries.load();
+        let mut kept: Vec<Vec<Arc<str>>> = entries.iter().map(|entry| entry.labels.split()).collect();
+        let mut asked: Vec<Vec<Arc<str>>> =
+            lists.iter().map(|labels| labels.iter().map(|label| Arc::from(*label)).collect()).collect();
+        kept.sort_unstable();
+        asked.sort_unstable();
+        assert_eq!(kept, asked);
+        assert!(entries.iter().all(|entry| entry.value.0.load(Ordering::Relaxed) == 2));
+        // Hashes keep most of them apart, so that lists are compared themselves.
+        for (at, labels) in lists.iter().enumerate() {
+            let same: Vec<usize> = (0..lists.len()).filter(|other| Joined::of(labels).is(lists[*other])).collect();
+            assert_eq!(same, [at]);
+        }
+    }
+
+    #[test]
+    fn what_is_beyond_the_bound_is_not_kept() {
+        let labelled = Labelled::<Counter>::new(1);
+        let add = |label| labelled.on_or_fresh(&[label], |counter| counter.0.fetch_add(1, Ordering::Relaxed));
+        assert_eq!(["a", "b", "a", "b"].map(add), [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn a_kept_series_is_there_once_it_is_added_to() {
+        let (family, kept) = (Family::<Counter>::new(&METRIC), Kept::default());
+        assert!(family.read().points.is_empty());
+        (0..2).for_each(|_| kept.on(&family, &["x", ""], |counter| counter.add(1)));
+        family.on(&["x", ""], |counter| counter.add(1));
+        assert_eq!(numbers(&family.read()), [(vec!["x", ""], 1.5)]);
     }
 
     #[test]
