@@ -94,7 +94,7 @@ impl Redactor {
 
     /// The text, what is not to be seen blacked out.
     pub(super) fn redact(&self, mut text: String) -> String {
-        for at in self.any.matches(&text).iter() {
+        for at in &self.any.matches(&text) {
             let (rule, shown) = &self.rules[at];
             text = rule.replace_all(&text, *shown).into_owned();
         }
