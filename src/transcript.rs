@@ -178,7 +178,7 @@ impl Shown<'_> {
     }
 
     fn redacted(&self, text: &str) -> String {
-        self.policies.iter().fold(text.to_owned(), |text, policy| policy.redactor.redact(text))
+        redact::redacted(self.policies.iter().map(|policy| &policy.redactor), text)
     }
 }
 

@@ -109,7 +109,10 @@ async fn bench(options: &Options) -> Result<()> {
         }
         check_log(&stage, &measured, &mut out).await?;
         check_limits(&stage, &measured, &mut out).await?;
-        memory = peaks(&stage);
+        for (name, peak) in peaks(&stage) {
+            let most = memory.get(&name).and_then(Value::as_u64).max(peak.as_u64());
+            memory.insert(name, json!(most));
+        }
         if cells.is_empty() {
             cells = measured;
         } else {

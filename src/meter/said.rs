@@ -150,9 +150,6 @@ impl Said {
 
     /// The data of an event, in the words of any API.
     pub(super) fn event(&mut self, data: &[u8]) {
-        if self.room.is_cut {
-            return;
-        }
         let Ok(event) = serde_json::from_slice::<Value>(data) else { return };
         self.choices_of(&event);
         let delta = &event["delta"];
@@ -171,6 +168,9 @@ impl Said {
             }
             _ => {}
         }
+        // Llama Stack.
+        let delta = &event["event"]["delta"];
+        [delta, &delta["text"]].into_iter().for_each(|text| self.text(0, text));
     }
 
     /// Choices of chat and of completions, whole or a piece of them.
@@ -445,6 +445,9 @@ mod tests {
             let all = vec![reasoning("hm"), text("yes"), call("t", "f", "{\"a\":1}")];
             assert_eq!(choices(&said), [(all, Finish::Unknown)]);
         }
+        let stack =
+            of_events(&[json!({"event": {"delta": {"type": "text", "text": "ye"}}}), json!({"event": {"delta": "s"}})]);
+        assert_eq!(choices(&stack), [(vec![text("yes")], Finish::Unknown)]);
         let stack = of_document(&json!({"completion_message": {"role": "assistant", "content": "yes"}}));
         assert_eq!(choices(&stack), [(vec![text("yes")], Finish::Unknown)]);
         let vectors = of_document(&json!({"data": [{"embedding": [0.5]}]}));
@@ -460,6 +463,9 @@ mod tests {
         let wanted = Piece::Text(Kept { text: "äöüäöüäöüäöü".into(), is_cut: true });
         assert_eq!(choices(&said), [(vec![wanted], Finish::Unknown)]);
         assert!(said.is_cut());
+        // Why it ended is still heard.
+        said.event(json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}).to_string().as_bytes());
+        assert_eq!(choices(&said)[0].1, Finish::Stop);
         // Neither by many choices nor by many calls.
         let mut said = Said::new(200);
         let one = |at: u64| json!({"choices": [{"index": at, "delta": {}, "finish_reason": "stop"}]});

@@ -170,6 +170,7 @@ impl Request<'_> {
             .routes
             .model(model, candidates, within)
             .map_err(|problem| Failure::ModelNotFound(shown(), problem))?;
+        let home = pool;
         let (pool, entry) = self.living(ctx, model, pool, index, entry)?;
         let (operation, state) = (self.snapshot.catalogue.operation(index), self.snapshot.pool(pool));
         self.note(ctx, pool, index);
@@ -192,7 +193,10 @@ impl Request<'_> {
         refuse_violations(found, state.settings.schema.max_violations)?;
         ctx.words.clone_from(&entry.life.rate_limited);
         limits::reserve(ctx, operation, Some((&entry.id, entry.output_tokens)), Some(&document)).await?;
-        ctx.transcribe(&state.settings, &document.value);
+        ctx.transcribe(&self.snapshot.pool(home).settings, &document.value);
+        if pool != home {
+            ctx.moved_to(&state.settings);
+        }
         let rename = backend.and_then(|name| Edit::model(&document, name));
         let states_usage = operation.tokens.as_ref().is_some_and(|tokens| tokens.usage_in_stream);
         let ask_usage = self.snapshot.meter.stream_usage && states_usage;

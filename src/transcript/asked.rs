@@ -11,6 +11,8 @@ use crate::schema::Document;
 const LONGEST_ROLE: usize = 32;
 /// A data URL names its type within so many bytes.
 const MEDIA_HEAD: usize = 256;
+/// What stands in place of media.
+const LEFT_OUT: &str = "[left out]";
 /// What stands for media of which nothing is shown.
 const MEDIA: &str = "data:;base64,[left out]";
 
@@ -63,7 +65,7 @@ impl Asked {
         let mut room = Room::of(most);
         let mut messages = Vec::new();
         // The newest first. What is no conversation is one message.
-        for stated in ["query", "passages", "prompt", "input", "messages"].into_iter().filter_map(member) {
+        for stated in ["query", "passages", "content", "prompt", "input", "messages"].into_iter().filter_map(member) {
             let one = std::slice::from_ref(stated);
             let items = stated.as_array().filter(|items| items.iter().all(is_message)).map_or(one, Vec::as_slice);
             for item in items.iter().rev() {
@@ -203,8 +205,11 @@ fn joined(content: &Value, room: &mut Room) -> Kept {
 /// What there is room for, without media.
 fn kept(text: &str, room: &mut Room) -> Kept {
     let genuine = Document::genuine(text);
-    let mut kept = room.keep(&without_media(genuine));
-    kept.is_cut |= genuine.len() < text.len();
+    let shown = without_media(genuine);
+    // Of media nothing would be shown however long they are.
+    let is_media = matches!(shown, Cow::Owned(_)) && shown.ends_with(LEFT_OUT);
+    let mut kept = room.keep(&shown);
+    kept.is_cut |= genuine.len() < text.len() && !is_media;
     room.is_cut |= kept.is_cut;
     kept
 }
@@ -217,7 +222,7 @@ fn without_media(text: &str) -> Cow<'_, str> {
             let encoded = &text[kind.len() + ";base64,".len()..];
             let is_encoded = |b: u8| b.is_ascii_alphanumeric() || b"+/=_-".contains(&b);
             let end = encoded.bytes().position(|b| !is_encoded(b)).unwrap_or(encoded.len());
-            let shown = if end > 0 { "[left out]" } else { "" };
+            let shown = if end > 0 { LEFT_OUT } else { "" };
             Cow::Owned(format!("{kind};base64,{shown}{}", &encoded[end..]))
         }
         None => Cow::Borrowed(text),

@@ -3,6 +3,8 @@
 //! Regular expressions in linear time. They know credentials that betray themselves by their form or by what they are
 //! called; what is secret by its meaning alone, such as a customer's name, is for the operator's own patterns.
 
+use std::ops::Range;
+
 use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
 /// What stands in place of what is not shown.
@@ -11,17 +13,17 @@ const BLACKED_OUT: &str = "[redacted]";
 const LARGEST_PATTERN: usize = 1024 * 1024;
 
 /// Where a word may begin: after anything but a letter or a digit, after a line break as JSON writes it, and after a byte
-/// as URLs write it.
+/// as URLs write it. Not `\b`, which takes letters of other scripts for a part of the word, and is slow with them.
 macro_rules! word {
-    ($pattern:literal) => {
-        concat!(r"(^|[^A-Za-z0-9]|\\[nrt]|%[0-9A-Fa-f]{2})(?:", $pattern, ")")
+    ($($pattern:expr),+ $(,)?) => {
+        concat!(r"(?:^|[^A-Za-z0-9]|\\[nrt]|%[0-9A-Fa-f]{2})(?:", $($pattern),+, ")")
     };
 }
 
-/// What is blacked out in any case, and what stands there instead.
+/// What is blacked out in any case, and what stands there instead. Where a pattern has a group `secret`, that is what.
 const ALWAYS: [(&str, &str); 13] = [
     // Media in a data URL, and base64 that came without saying so, in one line or in many.
-    (r"(?i)(data:[a-z0-9.+/;=_-]*;base64,)[A-Za-z0-9+/=_-]+", "${1}[left out]"),
+    (r"(?i)data:[a-z0-9.+/;=_-]*;base64,(?<secret>[A-Za-z0-9+/=_-]+)", "[left out]"),
     (r"[A-Za-z0-9+/_-]{256,}={0,2}", "[base64]"),
     (r"(?:[A-Za-z0-9+/]{60,}(?:\r?\n|\\n|\\r\\n)){3,}[A-Za-z0-9+/]*={0,2}", "[base64]"),
     (
@@ -29,38 +31,42 @@ const ALWAYS: [(&str, &str); 13] = [
         BLACKED_OUT,
     ),
     // Who asks, in a URL, and its query: a presigned one is a credential. JSON may write slashes with a backslash.
-    (r#"(?i)([a-z][a-z0-9+.-]*:(?:\\?/){2})(?:[^\s/@"'<>?#]+|[^\s/@:"'<>?#]+:[^\s"'<>?#]*)@"#, "${1}[redacted]@"),
-    (r#"(?i)([a-z][a-z0-9+.-]*:(?:\\?/){2}[^\s?#"'<>]+)\?[^\s"'<>)\]]*"#, "${1}?[redacted]"),
-    (r#"(?i)(\b(?:sig|signature|x-amz-[a-z-]+)=)[^&\s"'<>]+"#, "${1}[redacted]"),
+    (r#"(?i)[a-z][a-z0-9+.-]*:(?:\\?/){2}(?:(?<secret>[^\s/"'<>?#]+|[^\s/@:"'<>?#]+:[^\s"'<>]*))@"#, BLACKED_OUT),
+    (r#"(?i)[a-z][a-z0-9+.-]*:(?:\\?/){2}[^\s?#"'<>]+\?(?<secret>[^\s"'<>)\]]+)"#, BLACKED_OUT),
+    (word!(r#"(?i:sig|signature|x-amz-[a-z-]+)=(?<secret>[^&\s"'<>]+)"#), BLACKED_OUT),
     // Keys that begin with the name of who gave them out: NVIDIA, this gateway, OpenAI and its like, Stripe, Hugging
     // Face, GitHub, GitLab, Slack, AWS, Google.
     (
         word!(
-            "nvapi-[A-Za-z0-9_-]{8,}|ngk_[A-Za-z0-9_.-]{8,}|sk-[A-Za-z0-9_-]{20,}|[rs]k_(?:live|test)_[A-Za-z0-9]{10,}\
-             |hf_[A-Za-z0-9]{20,}|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}\
-             |xox[abeoprs]-[A-Za-z0-9-]{10,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,}"
+            "(?<secret>nvapi-[A-Za-z0-9_-]{8,}|ngk_[A-Za-z0-9_.-]{8,}|sk-[A-Za-z0-9_-]{20,}",
+            "|[rs]k_(?:live|test)_[A-Za-z0-9]{10,}|hf_[A-Za-z0-9]{20,}|gh[opsur]_[A-Za-z0-9]{20,}",
+            "|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{16,}|xox[abeoprs]-[A-Za-z0-9-]{10,}",
+            "|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[A-Za-z0-9_-]{30,})",
         ),
-        "${1}[redacted]",
+        BLACKED_OUT,
     ),
     // JSON Web Tokens.
-    (word!(r"eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"), "${1}[redacted]"),
-    (r"(?i)(bearer\s+)[A-Za-z0-9._~+/=|-]{16,}", "${1}[redacted]"),
-    (r#"(?i)(authorization[\\"'`*]*\s*[:=]\s*[\\"'`]*)[^\r\n"'`\\]+"#, "${1}[redacted]"),
-    (r#"(?i)(cookie[\\"'`*]*\s*:\s*[\\"'`]*)[^\r\n"'`\\]+"#, "${1}[redacted]"),
+    (word!(r"(?<secret>eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?)"), BLACKED_OUT),
+    (r"(?i)bearer\s+(?<secret>[A-Za-z0-9._~+/=|-]{16,})", BLACKED_OUT),
+    (r#"(?i)authorization[\\"'`*]*\s*[:=]\s*[\\"'`]*(?<secret>[^\r\n"'`\\]+)"#, BLACKED_OUT),
+    (r#"(?i)cookie[\\"'`*]*\s*:\s*[\\"'`]*(?<secret>[^\r\n"'`\\]+)"#, BLACKED_OUT),
     // What is called a secret: in code, in files of settings, in JSON that JSON quotes, in prose.
     (
-        concat!(
-            r"(?i)((?:^|[^a-z0-9]|\\[nrt])[a-z0-9_-]*",
+        word!(
+            r"(?i:[a-z0-9_-]*",
             r"(?:(?:api|access|secret|private|account|signing|encryption|master)[ _-]?(?:access[ _-]?)?key(?:[ _-]?id)?",
-            r"|secret|passw(?:or)?d|passphrase|credentials?|token)",
-            r#"[\\"'`*]*\s*(?::=|=>|={1,3}|:)[\s*\[({]*)"#,
-            r#"(?:\\+"[^"]*"?|"(?:[^"\\]|\\[\s\S])*"?|'(?:[^'\\]|\\[\s\S])*'?|`[^`]*`?|[^\s,;}"'`]+)"#,
+            r"|(?:secrets?|passw(?:or)?ds?|passphrase|credentials?)(?:_[a-z0-9_-]+|[0-9]+)?|token)",
+            r#"[\\"'`*]*\s*(?::=|=>|={1,3}|:)[ \t*]*)"#,
+            // A list or an object, a text of JSON in JSON, a text in quotes of any kind, a word.
+            r#"(?<secret>[\[({][^\])}]*[\])}]?|\\"(?:[^"\\]|\\\\\\"|\\\\)*(?:\\")?|\\+"[^"]*"?|"(?:[^"\\]|\\[\s\S])*"?"#,
+            r"|'(?:[^'\\]|\\[\s\S])*'?|`[^`]*`?",
+            r#"|[^\s,;}"'`]+)"#,
         ),
-        "${1}[redacted]",
+        BLACKED_OUT,
     ),
 ];
 
-/// Blacks out.
+/// Knows what is to be blacked out.
 #[derive(Debug)]
 pub struct Redactor {
     rules: Vec<(Regex, &'static str)>,
@@ -92,12 +98,31 @@ impl Redactor {
         Ok(Self { rules, any })
     }
 
-    /// The text, what is not to be seen blacked out.
-    pub(super) fn redact(&self, mut text: String) -> String {
-        for at in &self.any.matches(&text) {
+    /// Where something of a text is not to be seen, and what stands there instead.
+    fn spans(&self, text: &str, found: &mut Vec<(Range<usize>, &'static str)>) {
+        for at in &self.any.matches(text) {
             let (rule, shown) = &self.rules[at];
-            text = rule.replace_all(&text, *shown).into_owned();
+            let all = rule.captures_iter(text);
+            found.extend(all.filter_map(|one| Some((one.name("secret").or_else(|| one.get(0))?.range(), *shown))));
         }
-        text
     }
+}
+
+/// The text, what any of these want blacked out. All look at the text as it came, so that none hides a secret's form
+/// from another.
+pub(super) fn redacted<'a>(redactors: impl Iterator<Item = &'a Redactor>, text: &str) -> String {
+    let mut found = Vec::new();
+    redactors.for_each(|redactor| redactor.spans(text, &mut found));
+    // Of those that begin together, the longest.
+    found.sort_by_key(|(span, _)| (span.start, std::cmp::Reverse(span.end)));
+    let (mut shown, mut end) = (String::with_capacity(text.len()), 0);
+    for (span, instead) in found {
+        if span.start >= end {
+            shown.push_str(&text[end..span.start]);
+            shown.push_str(instead);
+        }
+        end = end.max(span.end);
+    }
+    shown.push_str(&text[end..]);
+    shown
 }

@@ -65,6 +65,7 @@ fn every_api_asks_in_its_own_words() {
     let user = |content: &str| json!([{"role": "user", "parts": [{"type": "text", "content": content}]}]);
     for (body, wanted) in [
         (json!({"prompt": "Once"}), user("Once")),
+        (json!({"content": "Once"}), user("Once")),
         (json!({"input": "embed"}), user("embed")),
         (json!({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]}), user("hi")),
         (json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}), user("hi")),
@@ -186,9 +187,15 @@ fn what_is_asked_is_told_as_it_was_meant() {
     );
     let document = parts(json!({"content": [{"type": "document", "source": {"type": "base64", "data": "AAAA"}}]}));
     assert_eq!(document, json!([{"type": "uri", "modality": "document", "uri": "data:;base64,[left out]"}]));
+    let image = format!("data:image/png;base64,{}", "AAAA".repeat(25_000));
+    let body = json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}]}]});
+    let body = Document::parse(body.to_string().as_bytes()).unwrap().value;
+    let told = self::told(4096, &[], &body, None);
+    assert_eq!(input(&told)[0]["parts"][0]["uri"], "data:image/png;base64,[left out]");
+    assert!(!told.is_cut);
     let item = json!({"input": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}], "content": null},
         {"type": "function_call_output", "call_id": "c", "output": "done"}], "system": null, "instructions": "Be kind."});
-    let told = told(4096, &[], &item, None);
+    let told = self::told(4096, &[], &item, None);
     assert_eq!(
         input(&told),
         json!([{"role": "assistant", "parts": [{"type": "reasoning", "content": "hm"}]},
@@ -246,7 +253,7 @@ fn secrets_are_blacked_out() {
         ("**Password:** hunter2", "**Password:** [redacted]"),
         ("password := \"hunter2\"", "password := [redacted]"),
         ("'password' => 'hunter2'", "'password' => [redacted]"),
-        (r#""token": ["abc"]"#, r#""token": [[redacted]]"#),
+        (r#""token": ["abc"]"#, r#""token": [redacted]"#),
         (r#""password":"hun\"ter2""#, r#""password":[redacted]"#),
         ("`password`: `hunter2`", "`password`: [redacted]"),
         ("SECRET_KEY = \"a\", secretKey: b", "SECRET_KEY = [redacted], secretKey: [redacted]"),
@@ -267,6 +274,19 @@ fn secrets_are_blacked_out() {
         ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nx", "[redacted]"),
         ("data:video/mp4;base64,AAAA", "data:video/mp4;base64,[left out]"),
         ("see data:video/mp4;base64,AAAA and", "see data:video/mp4;base64,[left out] and"),
+        (
+            "postgres://u:p@ssw0rd@db/x postgres://u:p#ss@host/x postgres://u:p?ss@host",
+            "postgres://[redacted]@db/x postgres://[redacted]@host/x postgres://[redacted]",
+        ),
+        ("签名sig=abcd", "签名sig=[redacted]"),
+        (r#"{"secret": ["first", "second"], "x": 1}"#, r#"{"secret": [redacted], "x": 1}"#),
+        (r#"{"credentials": {"user":"a","pass":"b"}, "x": 1}"#, r#"{"credentials": [redacted], "x": 1}"#),
+        (r#"{\"password\":\"hun\\\"ter2\", \"x\": 1}"#, r#"{\"password\":[redacted], \"x\": 1}"#),
+        (
+            "PASSWORD_PROD=hunter2 password1=a client_secret_value: b",
+            "PASSWORD_PROD=[redacted] password1=[redacted] client_secret_value: [redacted]",
+        ),
+        ("password:\n\nHow do I reset it?", "password:\n\nHow do I reset it?"),
         // And nothing of what people write.
         ("a skeleton of tokens and keys", "a skeleton of tokens and keys"),
         (
@@ -285,6 +305,9 @@ fn secrets_are_blacked_out() {
     assert_eq!(shown(&format!("see {wrapped}end"), &[]), "see [base64]");
     assert_eq!(shown(&format!("see {}==", "Ab1/".repeat(100)), &[]), "see [base64]");
     assert_eq!(shown("customer AB123456 called", &[r"\b[A-Z]{2}\d{6}\b"]), "customer [redacted] called");
+    // Patterns of one's own hide nothing from the others.
+    assert_eq!(shown("nvapi-Ab1x123456zzzzQQQQ", &["[0-9]{6}"]), "[redacted]");
+    assert_eq!(shown("postgres://admin:hunter!2@db.example.com/x", &[r"[\w.+-]+@[\w.-]+"]), "postgres://[redacted]/x");
     // One that the bound would cut in two is whole when it is looked for.
     let (most, head) = (100, "x ".repeat(45));
     let told = told(most, &[], &json!({ "prompt": format!("{head}nvapi-{}", "a".repeat(80)) }), None);
