@@ -1,8 +1,9 @@
 //! Meter: how many tokens does an answer state, and how much text went by until then?
 //!
 //! Watches a body piece by piece in constant memory: server-sent events one at a time, one JSON document by its two
-//! ends. Only where somebody keeps what is said too (`said`), a document is kept until its end, within a bound. Where the gateway asked for usage on the caller's behalf, the event that carries it stays here. What tokens
-//! cost and who pays is decided elsewhere.
+//! ends. Only where somebody keeps what is said too (`said`), a document is kept until its end, within a bound. Where the
+//! gateway asked for usage on the caller's behalf, the event that carries it stays here. What tokens cost and who pays is
+//! decided elsewhere.
 
 use bytes::Bytes;
 use http::{HeaderMap, header};

@@ -1,5 +1,6 @@
 //! Export: the record of a request as a log record and as spans of OpenTelemetry, under the names of its conventions
-//! where it has some. Holds what the access log holds: no query and no header, and of bodies what a pool's transcripts tell.
+//! where it has some. Holds what the access log holds: no query and no header; and of bodies, what a pool's transcripts
+//! tell.
 
 use std::time::Instant;
 
